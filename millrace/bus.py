@@ -1,0 +1,387 @@
+"""The only file that imports nats: connect, publish, request, listen, pull, store.
+
+nats-py's defaults suit long-lived clients of a distant server. Here a server that dies is back within a
+second and a process that is cut off must know it, so reconnecting is quick and endless and pings are frequent.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from millrace import messages, subjects
+from millrace.errors import Code, Failure
+from millrace.messages import Message, encode
+from millrace.subjects import Role
+from millrace.telemetry import Context
+
+log = logging.getLogger("millrace.bus")
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+
+class NoResponder(Exception):
+    """Nobody listens there: the process is gone. Known at once."""
+
+
+class NoAnswer(Exception):
+    """Nothing came back in time: paused, hung, cut off, or NATS is away."""
+
+
+@dataclass(frozen=True)
+class Inbox(Generic[T]):
+    """One subject in: what may arrive there, and who takes it.
+
+    With credit 1 messages are handled one after another, in order, without a task each. With more, that
+    many may be under way at once. What the handler returns answers a request.
+    """
+
+    subject: str
+    accepts: Any  # a Message type or a union of them
+    handle: Callable[[T, Context], Awaitable[Message | None]]
+    queue: str = ""
+    credit: int = 1
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A job as JetStream handed it over."""
+
+    job: messages.Job
+    lease: str
+    delivery: int
+    context: Context
+
+
+class Bus:
+    def __init__(self, client: Client, role: Role):
+        self._client = client
+        self._role = role
+        self._subs: list[Subscription] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.counts: Counter[str] = Counter()  # what went wrong so far; `Here` carries it
+        self.on_up: Callable[[], None] = lambda: None
+
+    # -- connection
+
+    @classmethod
+    async def connect(cls, url: str, role: Role, name: str) -> "Bus":
+        """Connect, however long the server takes to appear. Wrong credentials fail at once."""
+        client = Client()
+        bus = cls(client, role)
+        parts = urlsplit(url)
+        servers = [f"{parts.scheme}://{host}" for host in parts.netloc.rpartition("@")[2].split(",")]
+        refused = asyncio.get_running_loop().create_future()
+
+        async def on_error(error: Exception) -> None:
+            if isinstance(error, nats.errors.SlowConsumerError):
+                bus.counts["dropped"] += 1
+                log.warning("a subscription fell behind and dropped a message: %s", error)
+            elif "uthorization" in str(error):
+                if not refused.done():
+                    refused.set_result(error)
+            elif "ermissions" in str(error):
+                bus.counts["forbidden"] += 1
+                log.error("NATS refused: %s", error)
+            else:
+                log.debug("nats: %r", error)
+
+        async def on_up() -> None:
+            log.info("connected to NATS again")
+            bus.counts["reconnects"] += 1
+            bus.on_up()
+
+        async def on_down() -> None:
+            log.warning("NATS is away")
+
+        connecting = asyncio.ensure_future(
+            client.connect(
+                servers,
+                user=parts.username,
+                password=parts.password,
+                name=name,
+                inbox_prefix=subjects.inbox_prefix(role).encode(),
+                error_cb=on_error,
+                reconnected_cb=on_up,
+                disconnected_cb=on_down,
+                allow_reconnect=True,
+                connect_timeout=2,
+                reconnect_time_wait=0.05,
+                max_reconnect_attempts=-1,
+                ping_interval=1,
+                max_outstanding_pings=3,
+                # Nothing is kept for a server that is away: a frame would be late, a job would be a ghost.
+                pending_size=0,
+            )
+        )
+        await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
+        if refused.done() and not client.is_connected:
+            connecting.cancel()
+            raise PermissionError(f"NATS refused the credentials of {role} at {', '.join(servers)}")
+        await connecting
+        return bus
+
+    @property
+    def up(self) -> bool:
+        return self._client.is_connected
+
+    async def close(self) -> None:
+        """Take nothing more, finish what was taken, send what was said."""
+        for sub in self._subs:
+            try:
+                await sub.unsubscribe()
+            except nats.errors.Error:
+                break  # the connection is away: there is nothing to unsubscribe from
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2)
+        try:
+            await asyncio.wait_for(self._client.flush(1), 1)
+        except (nats.errors.Error, TimeoutError):
+            log.debug("closing while NATS is away")
+        await self._client.close()
+
+    # -- core: publish, request, listen
+
+    async def publish(self, subject: str, message: Message) -> bool:
+        """False if NATS is away: the message is not kept."""
+        return await self._send(subject, encode(message))
+
+    async def _send(self, subject: str, payload: bytes) -> bool:
+        if not self._client.is_connected:
+            return False
+        try:
+            await self._client.publish(subject, payload)
+        except (nats.errors.Error, OSError):
+            return False
+        return True
+
+    async def request(
+        self, subject: str, message: Message, answer: Any, timeout: float, context: Context | None = None
+    ) -> Any:
+        headers = context.headers() if context else None
+        data = await self._ask(subject, encode(message), timeout, headers)
+        try:
+            return _decoder(answer).decode(data)
+        except msgspec.MsgspecError as error:
+            self.counts["poisoned"] += 1
+            raise NoAnswer(f"{subject} answered something else: {error}") from None
+
+    async def _ask(self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None = None) -> bytes:
+        if not self._client.is_connected:
+            raise NoAnswer("NATS is away")
+        try:
+            reply = await self._client.request(subject, data, timeout=timeout, headers=headers)
+        except nats.errors.NoRespondersError:
+            raise NoResponder(subject) from None
+        except (nats.errors.Error, OSError, TimeoutError, asyncio.CancelledError) as error:
+            # nats-py cancels what is under way when the connection goes: that is no cancel of ours
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            raise NoAnswer(f"{subject}: {error!r}") from None
+        return reply.data
+
+    async def listen(self, inbox: Inbox[Any]) -> None:
+        decoder = _decoder(inbox.accepts)
+        credit = asyncio.Semaphore(inbox.credit)
+
+        async def handle(msg: Msg) -> None:
+            try:
+                answer = await inbox.handle(decoder.decode(msg.data), Context.of(msg.headers))
+            except msgspec.MsgspecError as error:
+                self.counts["poisoned"] += 1
+                log.error("a message on %s is not one of ours: %s", inbox.subject, error)
+                answer = messages.Refused("", Code.INVALID_REQUEST, "not a message of this subject")
+            except Failure as failure:
+                answer = messages.Refused("", failure.code, failure.message, failure.param)
+            except Exception:
+                self.counts["failed"] += 1
+                log.exception("a message on %s could not be handled", inbox.subject)
+                answer = messages.Refused("", Code.INTERNAL, "the request could not be handled")
+            if answer is not None and msg.reply:
+                await self._send(msg.reply, encode(answer))
+
+        async def spend(msg: Msg) -> None:
+            try:
+                await handle(msg)
+            finally:
+                credit.release()
+
+        async def spawn(msg: Msg) -> None:
+            await credit.acquire()
+            task = asyncio.create_task(spend(msg))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        taker = handle if inbox.credit == 1 else spawn
+        self._subs.append(await self._client.subscribe(inbox.subject, queue=inbox.queue, cb=taker))
+
+    # -- JetStream: what is stored
+
+    async def store(self, subject: str, message: Message, msg_id: str, timeout: float, context: Context) -> int:
+        """Store it once; the sequence number. Raises Failure as the queue refuses."""
+        headers = {**context.headers(), "Nats-Msg-Id": msg_id}
+        try:
+            ack = json.loads(await self._ask(subject, encode(message), timeout, headers))
+        except NoResponder:
+            raise Failure(Code.UNAVAILABLE, "the job queue does not exist yet") from None
+        except NoAnswer:
+            # A disk that is really full answers nothing at all.
+            raise Failure(Code.UNAVAILABLE, "the job queue does not answer") from None
+        if "error" not in ack:
+            return int(ack["seq"])
+        text = ack["error"].get("description", "")
+        # 10077 is generic: only these texts mean that the queue is full.
+        if ack["error"].get("err_code") == 10077 and text.startswith("maximum "):
+            if text == "message size exceeds maximum allowed":
+                raise Failure(Code.BODY_TOO_LARGE, "the job is larger than the queue takes")
+            raise Failure(Code.QUEUE_FULL, "the job queue is full")
+        if ack["error"].get("err_code") == 10054:
+            raise Failure(Code.BODY_TOO_LARGE, "the job is larger than the queue takes")
+        log.error("the job queue refused: %s", ack["error"])
+        raise Failure(Code.UNAVAILABLE, "the job queue cannot take the job")
+
+    async def settle(self, lease: str, verb: str) -> None:
+        """Tell JetStream what became of a delivery: +ACK, +TERM, +WPI (still at it) or -NAK."""
+        await self._send(lease, verb.encode())
+
+    async def delete(self, seq: int) -> None:
+        await self._api(f"STREAM.MSG.DELETE.{subjects.JOBS.name}", {"seq": seq, "no_erase": True})
+
+    async def declare_stream(self, config: dict[str, Any]) -> None:
+        """Make the stream, or bring an older one to this configuration."""
+        made = await self._api(f"STREAM.CREATE.{config['name']}", config)
+        if "error" in made:
+            made = await self._api(f"STREAM.UPDATE.{config['name']}", config)
+        if "error" in made:
+            log.error("stream %s: %s", config["name"], made["error"])
+
+    async def declare_consumer(self, stream: str, config: dict[str, Any]) -> None:
+        name, subject = config["durable_name"], config["filter_subject"]
+        body = {"stream_name": stream, "config": {**config, "name": name}}
+        made = await self._api(f"CONSUMER.CREATE.{stream}.{name}.{subject}", body)
+        if "error" in made:
+            log.error("consumer %s: %s", name, made["error"])
+
+    async def _api(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = json.loads(await self._ask(f"$JS.API.{call}", json.dumps(body).encode(), 1.0))
+        except (NoAnswer, NoResponder) as error:
+            return {"error": {"description": str(error)}}
+        return answer if isinstance(answer, dict) else {"error": {"description": "not an object"}}
+
+    # -- JetStream: what is pulled
+
+    def pull(self, model: str, want: Callable[[], int], take: Callable[[Delivery], Awaitable[None]]) -> "Pull":
+        return Pull(self, model, want, take)
+
+
+class Pull:
+    """Keeps just as many jobs asked for as there is room for.
+
+    Each ask lives for PULL_EXPIRES_S. JetStream serves asks in the order they came, so a job that
+    arrives counts against the oldest.
+    """
+
+    def __init__(
+        self, bus: Bus, model: str, want: Callable[[], int], take: Callable[[Delivery], Awaitable[None]]
+    ):
+        self._bus = bus
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.JOBS.name}.{model}"
+        self._want = want
+        self._take = take
+        self._open: dict[str, tuple[int, float]] = {}  # ask -> (still to come, when it is over)
+        self._inbox = bus._client.new_inbox()
+        self._decoder = msgspec.msgpack.Decoder(messages.Job)
+        self._more = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+        self._asked = 0
+
+    async def start(self) -> None:
+        await self._bus._client.subscribe(f"{self._inbox}.*", cb=self._arrived)
+        self._pump = asyncio.create_task(self._ask_on())
+
+    async def stop(self) -> None:
+        """Ask for nothing more. What was asked for is over within PULL_EXPIRES_S."""
+        if self._pump:
+            self._pump.cancel()
+            self._pump = None
+
+    def wake(self) -> None:
+        """There may be room again."""
+        self._more.set()
+
+    @property
+    def outstanding(self) -> int:
+        return sum(count for count, _ in self._open.values())
+
+    async def _ask_on(self) -> None:
+        expires = int(subjects.PULL_EXPIRES_S * 1e9)
+        while True:
+            now = time.monotonic()
+            self._open = {ask: left for ask, left in self._open.items() if left[1] > now}
+            room = self._want() - self.outstanding
+            if room > 0 and self._bus.up:
+                self._asked += 1
+                ask = f"{self._inbox}.{self._asked}"
+                # a little later than the server ends it, so that its own notice is the usual end
+                self._open[ask] = (room, now + subjects.PULL_EXPIRES_S + 0.05)
+                try:
+                    await self._bus._client.publish(
+                        self._subject, b'{"batch":%d,"expires":%d}' % (room, expires), reply=ask
+                    )
+                except (nats.errors.Error, OSError):
+                    self._open.pop(ask, None)
+            self._more.clear()
+            try:
+                await asyncio.wait_for(self._more.wait(), subjects.PULL_EXPIRES_S + 0.06)
+            except TimeoutError:
+                continue
+
+    async def _arrived(self, msg: Msg) -> None:
+        headers = msg.headers or {}
+        if not msg.reply.startswith("$JS.ACK."):
+            # a status: 404 nothing there, 408 the ask is over, 409 the consumer is gone, 503 no JetStream
+            self._open.pop(msg.subject, None)
+            if headers.get("Status") in ("404", "408"):
+                self.wake()
+            return
+        for ask, (count, over) in self._open.items():
+            if count > 1:
+                self._open[ask] = (count - 1, over)
+            else:
+                del self._open[ask]
+            break
+        fields = msg.reply.split(".")
+        # $JS.ACK.<stream>.<consumer>.<delivered>... or, since 2.12 in some set-ups, with domain and account
+        delivered = int(fields[4] if len(fields) == 9 else fields[6])
+        try:
+            job = self._decoder.decode(msg.data)
+        except msgspec.MsgspecError as error:
+            self._bus.counts["poisoned"] += 1
+            log.error("job %s is not one of ours: %s", msg.reply, error)
+            await self._bus.publish(subjects.ORPHANS.pattern, messages.Orphan("", msg.reply))
+            return
+        await self._take(Delivery(job, msg.reply, delivered, Context.of(msg.headers)))
+
+
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def _decoder(accepts: Any) -> msgspec.msgpack.Decoder[Any]:
+    if accepts not in _decoders:
+        _decoders[accepts] = msgspec.msgpack.Decoder(accepts)
+    return _decoders[accepts]

@@ -1,0 +1,289 @@
+"""Every message that crosses a subject, in the order a request meets them.
+
+Bytes on the wire are MessagePack arrays with a tag in front: ["prompt", ...]. Fields are only ever
+appended, with a default, so that older bytes still decode (`tests/contract/golden.json` holds some).
+
+A *request* is named `<gateway id>-<32 hex digits>`: whoever holds the name knows the owner.
+"""
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from millrace.errors import Code, Failure
+
+Finish = Literal["", "stop", "length"]  # "" while the sequence goes on
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, tag=str.lower):
+    pass
+
+
+# 1. gateway -> tokenizer (request), and its two answers
+
+
+class Chat(Message):
+    messages: bytes  # JSON, as the client sent them after validation
+    tools: bytes = b""
+    template_args: bytes = b""
+
+
+class Text(Message):
+    text: str
+
+
+class Ids(Message):
+    ids: list[int]
+
+
+class Sampling(msgspec.Struct, array_like=True, frozen=True):
+    """What decides a token beside the logits. The choice is a pure function of (seed, position)."""
+
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+
+
+class Prompt(Message):
+    """Make a job of this. The same request and attempt may be sent again: it is queued once."""
+
+    request: str
+    attempt: int
+    model: str  # the model's safe key
+    input: Chat | Text | Ids
+    sampling: Sampling
+    max_tokens: int | None = None  # None: whatever the context has room for
+    min_tokens: int = 0
+    stop_ids: list[int] = []
+    ignore_eos: bool = False
+
+
+class Admitted(Message):
+    """The job is in the queue, at this sequence number of the JOBS stream."""
+
+    request: str
+    seq: int
+    prompt_tokens: int
+    max_tokens: int
+
+
+class Refused(Message):
+    request: str
+    code: Code
+    message: str
+    param: str | None = None
+
+    def failure(self) -> Failure:
+        return Failure(self.code, self.message, param=self.param)
+
+
+# 2. tokenizer -> JOBS stream -> engine
+
+
+class Job(Message):
+    request: str
+    attempt: int
+    prompt: bytes  # token ids, little-endian uint32
+    sampling: Sampling
+    max_tokens: int
+    min_tokens: int = 0
+    stop_ids: list[int] = []  # end-of-text tokens too, unless the client asked to ignore them
+
+
+# 3. engine -> gateway (request), and its three answers
+
+
+class Claim(Message):
+    """May I run this job? Sent on every delivery, and again by an engine told to wait."""
+
+    request: str
+    engine: str
+    lease: str  # the JetStream ack subject of this delivery: the owner settles it
+    delivery: int  # how often JetStream has delivered the job
+    busy: int  # sequences that would share a step with this one
+
+
+class Granted(Message):
+    request: str
+    epoch: int
+    committed: list[int]
+    detokenizer: str
+    left_ms: int
+
+
+class Wait(Message):
+    """The job is suspected of crashing engines: claim it again once nothing else runs beside it."""
+
+    request: str
+
+
+class Gone(Message):
+    """Nothing to do: finished, cancelled, expired, or running well elsewhere."""
+
+    request: str
+
+
+# 4. gateway -> detokenizer: what its state for a request is made from; also the answer to Recall
+
+
+class Opened(Message):
+    request: str
+    epoch: int
+    engine: str
+    committed: list[int]
+    stops: list[str] = []
+    include_stop: bool = False
+    keep_special: bool = False
+
+
+# 5. engine -> detokenizer: ONE a step, entries for many requests
+
+
+class Run(msgspec.Struct, array_like=True, frozen=True):
+    """Consecutive tokens of one request, the first at `index` of its answer."""
+
+    request: str
+    epoch: int
+    index: int
+    tokens: list[int]
+    finish: Finish = ""
+
+
+class Frame(Message):
+    engine: str
+    runs: list[Run]
+
+
+# 6. detokenizer -> gateway (request): the state of a request it does not know; answered Opened or Gone
+
+
+class Recall(Message):
+    request: str
+    detokenizer: str
+
+
+# 7. detokenizer -> gateway: ONE a frame and gateway
+
+
+class Said(msgspec.Struct, array_like=True, frozen=True):
+    """A Run with its text, one piece a token: an owner that has half of it can take the other half."""
+
+    request: str
+    epoch: int
+    index: int
+    tokens: list[int]
+    pieces: list[str]
+    finish: Finish = ""
+
+
+class Delta(Message):
+    engine: str
+    detokenizer: str
+    said: list[Said]
+
+
+# 8. gateway -> engine and detokenizer: keep going, keep honest, let go
+
+
+class Ref(msgspec.Struct, array_like=True, frozen=True):
+    request: str
+    epoch: int
+
+
+class Ping(Message):
+    """Are you there, and how far with these?"""
+
+    refs: list[Ref]
+
+
+class Held(msgspec.Struct, array_like=True, frozen=True):
+    request: str
+    epoch: int
+    sent: int  # tokens generated so far, the committed ones it resumed from included
+
+
+class Pong(Message):
+    """What it holds of what was asked. `steps` grows while its loop is alive."""
+
+    id: str
+    steps: int
+    held: list[Held]
+
+
+class Gap(msgspec.Struct, array_like=True, frozen=True):
+    request: str
+    epoch: int
+    start: int
+    detokenizer: str  # where to send from now on
+
+
+class Resend(Message):
+    gaps: list[Gap]
+
+
+class Release(Message):
+    """Forget these requests up to these epochs: finished, cancelled or granted elsewhere."""
+
+    refs: list[Ref]
+
+
+# 9. any engine or detokenizer -> gateways: going away; and everybody -> everybody: here
+
+
+class Leaving(Message):
+    role: str
+    id: str
+    refs: list[Ref] = []
+
+
+class Orphan(Message):
+    """A job whose owner does not answer: any gateway may end it, unless the owner is only away."""
+
+    request: str
+    lease: str
+
+
+class Here(Message):
+    """Sent every half second, and at once when the state changes."""
+
+    role: str
+    id: str
+    pid: int
+    state: str  # a `run.State`
+    load: int = 0  # requests in hand
+    room: int = 0  # how many it could have; 0: no limit of its own
+    model: str = ""  # what it serves, by the name clients use
+    max_len: int = 0  # the model's context, as a tokenizer announces it
+    counts: dict[str, int] = {}  # what went wrong so far: poisoned, dropped, ...
+
+
+# 10. what is kept of a job that was given up
+
+
+class DeadLetter(Message):
+    request: str
+    model: str
+    reason: Code
+    deaths: int
+    committed: int
+    prompt_tokens: int
+
+
+ToTokenizer = Prompt
+FromTokenizer = Admitted | Refused
+ToGateway = Claim | Recall | Delta | Leaving
+ClaimReply = Granted | Wait | Gone
+RecallReply = Opened | Gone
+ToEngine = Ping | Resend | Release
+ToDetokenizer = Opened | Frame | Ping | Release
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+
+M = TypeVar("M", bound=Message)
+
+
+def owner_of(request: str) -> str:
+    """The gateway that owns this request."""
+    return request.partition("-")[0]

@@ -1,0 +1,140 @@
+"""One frozen struct per role. A value comes from the first that has it: flag, MILLRACE_* variable,
+millrace.toml, default. An unknown variable or key is an error that names it."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every process takes."""
+
+    nats: str = "nats://127.0.0.1:4222"  # with the role's user and password, where NATS asks for them
+    id: str = ""  # a name for this boot; a random one if empty
+    log: str = "info"
+
+
+class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    host: str = "127.0.0.1"
+    port: int = 8000
+    fd: int = -1  # an already listening socket, as `millrace up` hands it over; -1: open host:port
+    queue: int = 256  # jobs waiting and running, all models together: JOBS max_msgs
+    deadline_s: float = 120.0
+    max_body: int = 4 << 20
+    drain_s: float = 30.0  # how long streams may go on after SIGTERM
+    silence_ms: int = 150  # a running request this quiet has its engine pinged
+    ping_ms: int = 220  # what a ping may take
+    pings: int = 3  # unanswered ones until the engine counts as gone
+    slow_reader: int = 1 << 20  # bytes a client may leave unread before its stream is closed
+    slow_reader_s: float = 30.0
+
+
+class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str = "sim"
+    max_len: int = 0  # shorten the model's context; 0: as the model has it
+
+
+class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str = "sim"
+    slots: int = 16
+    chunk: int = 64  # prompt tokens that may join one decode step
+    max_len: int = 0
+    # The simulated model's costs. A step takes step + row x decoding rows + token x prompt tokens.
+    sim_step_ms: float = 4.0
+    sim_row_ms: float = 0.25
+    sim_token_ms: float = 0.1
+    sim_eos: float = 0.004  # chance, at each token, that the answer ends there
+    sim_poison_seed: int = -1  # for tests: a request with this seed aborts its engine
+    sabotage: str = ""  # for tests: break one rule on purpose
+
+
+class Detokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str = "sim"
+
+
+class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`millrace up`; what it does not know itself it passes on to the processes it starts."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    model: str = "sim"
+    gateways: int = 1
+    engines: int = 1
+    tokenizers: int = 1
+    detokenizers: int = 1
+    state_dir: str = ""  # default: one per port below $XDG_STATE_HOME/millrace
+    plain: bool = False
+
+
+ROLES: dict[str, type[msgspec.Struct]] = {
+    "gateway": Gateway,
+    "tokenizer": Tokenizer,
+    "engine": Engine,
+    "detokenizer": Detokenizer,
+    "up": Up,
+}
+
+S = TypeVar("S", bound=msgspec.Struct)
+PREFIX = "MILLRACE_"
+CONFIG = "MILLRACE_CONFIG"
+
+
+class SettingError(ValueError):
+    """A setting that is unknown or does not fit; the message names it and where it came from."""
+
+
+def load(role: type[S], flags: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> S:
+    file = _file(Path(env[CONFIG]) if CONFIG in env else Path("millrace.toml"), named=CONFIG in env)
+    known = {field for struct in ROLES.values() for field in struct.__struct_fields__}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+
+    def take(key: str, value: Any, source: str) -> None:
+        if key not in known:
+            raise SettingError(f"unknown setting {source}")
+        if key in role.__struct_fields__:
+            values[key], sources[key] = value, source
+
+    for key, value in file.items():
+        if isinstance(value, dict):
+            if key not in ROLES:
+                raise SettingError(f"unknown section [{key}] in millrace.toml")
+            for inner, given in value.items():
+                if inner not in ROLES[key].__struct_fields__:
+                    raise SettingError(f"unknown setting {key}.{inner} in millrace.toml")
+                if ROLES[key] is role:
+                    take(inner, given, f"{key}.{inner} in millrace.toml")
+        else:
+            take(key, value, f"{key} in millrace.toml")
+    for name, value in env.items():
+        if name.startswith(PREFIX) and name != CONFIG:
+            take(name.removeprefix(PREFIX).lower(), value, name)
+    for key, value in flags.items():
+        if value is not None:
+            take(key, value, f"--{key.replace('_', '-')}")
+
+    for key, value in values.items():  # one by one, so that the message can say which
+        try:
+            values[key] = msgspec.convert(value, msgspec.structs.fields(role)[_index(role, key)].type, strict=False)
+        except msgspec.ValidationError as error:
+            raise SettingError(f"{sources[key]}: {error}") from None
+    return role(**values)
+
+
+def _index(role: type[msgspec.Struct], key: str) -> int:
+    return role.__struct_fields__.index(key)
+
+
+def _file(path: Path, *, named: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if named:
+            raise SettingError(f"{CONFIG} names {path}, which is not there") from None
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"{path}: {error}") from None
