@@ -166,8 +166,13 @@ def rights(role: Role) -> dict[str, Any]:
     publish = [s.wildcard for s in SUBJECTS if role in s.senders and s is not PRESENCE]
     if role in PRESENCE.senders:
         publish.append(PRESENCE.to(role))
+    answered = [s for s in SUBJECTS if s.answers and role in s.hearers]
+    if role is E:
+        # A pulled job arrives as a request whose answer settles it, and no deny overrides allow_responses:
+        # with it an engine could acknowledge its own deliveries.
+        publish += {f"{inbox_prefix(sender)}.>" for s in answered for sender in s.senders}
     return {
         "publish": sorted(publish + stores[role]),
         "subscribe": sorted([*(s.wildcard for s in SUBJECTS if role in s.hearers), f"{inbox_prefix(role)}.>"]),
-        "allow_responses": any(s.answers and role in s.hearers for s in SUBJECTS),
+        "allow_responses": bool(answered) and role is not E,
     }
