@@ -1,0 +1,127 @@
+"""From a client's request body to an `Ask`: defaults filled in, messages made plain."""
+
+import secrets
+from typing import Any
+
+import msgspec
+
+from millrace.messages import Chat, Ids, Sampling, Text
+from services.gateway.desk import Ask
+from services.gateway.wire import MAX_DEPTH, Body, ChatBody, TextBody, Turn, depth, refused
+
+DEFAULT_COMPLETION = 16
+"""What `/v1/completions` gives without `max_tokens`, as OpenAI has it."""
+
+
+def chat(body: ChatBody, *, deadline_s: float, traceparent: str) -> Ask:
+    limit, older = body.max_completion_tokens, body.max_tokens
+    if limit is not None and older is not None and limit != older:
+        raise refused("max_tokens", "'max_tokens' and 'max_completion_tokens' differ: send only one of them.")
+    kwargs = body.chat_template_kwargs or {}
+    if not depth(kwargs):
+        raise refused("chat_template_kwargs", f"'chat_template_kwargs' is nested deeper than {MAX_DEPTH}.")
+    asked = Chat(
+        messages=msgspec.json.encode([_plain(turn, index) for index, turn in enumerate(body.messages)]),
+        template_args=msgspec.json.encode(kwargs) if kwargs else b"",
+    )
+    return _ask(body, asked, limit if limit is not None else older, deadline_s, traceparent)
+
+
+def completion(body: TextBody, *, deadline_s: float, traceparent: str) -> Ask:
+    limit = body.max_tokens if body.max_tokens is not None else DEFAULT_COMPLETION
+    return _ask(body, _prompt(body.prompt), limit, deadline_s, traceparent)
+
+
+def _ask(body: Body, asked: Chat | Text | Ids, limit: int | None, deadline_s: float, traceparent: str) -> Ask:
+    least = body.min_tokens or 0
+    if limit is not None and least > limit:
+        raise refused(
+            "min_tokens", f"'min_tokens' is {least}, more than the {limit} tokens asked for at most."
+        )
+    return Ask(
+        model=body.model,
+        input=asked,
+        sampling=_sampling(body),
+        max_tokens=limit,
+        min_tokens=least,
+        stop_ids=body.stop_token_ids or [],
+        ignore_eos=bool(body.ignore_eos),
+        stops=[body.stop] if isinstance(body.stop, str) else body.stop or [],
+        include_stop=bool(body.include_stop_str_in_output),
+        keep_special=body.skip_special_tokens is False,
+        deadline_s=deadline_s,
+        traceparent=traceparent,
+    )
+
+
+def _sampling(body: Body) -> Sampling:
+    # Without a seed of the client's the choice is still a function of one: a resumed answer repeats it.
+    seed = secrets.randbits(63) if body.seed is None else body.seed
+    temperature = 1.0 if body.temperature is None else body.temperature
+    if body.top_p == 0:  # the likeliest token alone, said in a way that divides nothing by zero
+        return Sampling(seed, temperature, 1.0, 1)
+    top_p = 1.0 if body.top_p is None else body.top_p
+    return Sampling(seed, temperature, top_p, max(body.top_k or 0, 0))
+
+
+def _prompt(prompt: str | list[int | str | list[int]]) -> Text | Ids:
+    match prompt:
+        case str():
+            return Text(prompt)
+        case [str() as only]:
+            return Text(only)
+        case [list() as only]:
+            return _ids(only)
+        case [int(), *_]:
+            return _ids(prompt)
+        case []:
+            raise refused("prompt", "'prompt' is empty.")
+    raise refused("prompt", "More than one prompt in a request is not supported.")
+
+
+def _ids(prompt: list[Any]) -> Ids:
+    if not prompt:
+        raise refused("prompt", "'prompt' is empty.")
+    if not all(isinstance(token, int) for token in prompt):
+        raise refused("prompt", "'prompt' mixes token ids with something else.")
+    return Ids(prompt)
+
+
+def _plain(turn: Turn, index: int) -> dict[str, Any]:
+    """A message as chat templates expect it: one string, and no role they have not heard of."""
+    said: dict[str, Any] = {
+        "role": "system" if turn.role == "developer" else turn.role,
+        "content": _content(turn, f"messages[{index}].content"),
+    }
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        if (value := getattr(turn, key)) is not None:
+            said[key] = value
+    if turn.reasoning is not None:
+        said.setdefault("reasoning_content", turn.reasoning)
+    if turn.tool_calls:
+        if turn.role != "assistant":
+            raise refused(f"messages[{index}].tool_calls", "Only an assistant's message has 'tool_calls'.")
+        said["tool_calls"] = [
+            {"id": call.id, "type": call.type, "function": call.function} for call in turn.tool_calls
+        ]
+    return said
+
+
+def _content(turn: Turn, where: str) -> str:
+    if isinstance(turn.content, str):
+        return turn.content
+    if turn.content is None:
+        if turn.role == "assistant" and turn.tool_calls:
+            return ""  # templates add it to strings
+        raise refused(where, f"Missing parameter: '{where}'.")
+    texts = []
+    for index, part in enumerate(turn.content):
+        if part.type != "text":
+            raise refused(
+                f"{where}[{index}]",
+                f"'{where}[{index}]' is of type '{part.type[:40]}': only text is supported.",
+            )
+        if part.text is None:
+            raise refused(f"{where}[{index}].text", f"Missing parameter: '{where}[{index}].text'.")
+        texts.append(part.text)
+    return "\n".join(texts)  # as vLLM joins them

@@ -1,0 +1,262 @@
+"""What clients send to the OpenAI routes, and what of it is understood.
+
+Nothing asked for is dropped in silence: an unknown parameter, a value out of range and a value that is
+not supported yet are each refused with the parameter's name.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from millrace.errors import Code, Failure
+
+MAX_MESSAGES = 2048
+"""A conversation longer than this does not fit the context of any model we serve."""
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+"""A stop string is held back piece by piece while it may still come: long ones delay the whole answer."""
+
+MAX_DEPTH = 16
+"""Of `chat_template_kwargs`, which travels on to be decoded again, further down a stack."""
+
+Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+
+
+class Part(Struct, forbid_unknown_fields=True):
+    """One part of a message. Media are named here only to be refused by name, and never fetched."""
+
+    type: str
+    text: str | None = None
+    image_url: Raw = Raw()
+    input_audio: Raw = Raw()
+    audio_url: Raw = Raw()
+    video_url: Raw = Raw()
+    file: Raw = Raw()
+    refusal: Raw = Raw()
+
+
+class Function(Struct, forbid_unknown_fields=True):
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, forbid_unknown_fields=True):
+    """One the model made earlier, sent back as part of the conversation."""
+
+    id: str
+    function: Function
+    type: Literal["function"] = "function"
+    index: int | None = None
+
+
+class Turn(Struct, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    # What the SDK's own answer objects carry when they are sent back, always empty here.
+    refusal: None = None
+    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseFormat(Struct, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Raw = Raw()
+
+
+class Body(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What both routes take. Every optional parameter may be null: the SDKs send it so."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # -1 and 0: no limit, as vLLM has it
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    # Understood, and held against NOT_YET.
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    structured_outputs: Raw = Raw()
+
+
+class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
+    messages: Annotated[list[Turn], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Tokens | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[Raw] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: str | None = None
+    modalities: list[str] | None = None
+
+    # Accepted and ignored: they change nothing in an answer.
+    store: bool | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    prediction: Raw = Raw()
+
+
+class TextBody(Body, kw_only=True, forbid_unknown_fields=True):
+    """Of `/v1/completions`."""
+
+    prompt: str | list[TokenId | str | list[TokenId]]
+
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+
+
+def _one(value: Any) -> bool:
+    return value is None or value == 1
+
+
+def _zero(value: Any) -> bool:
+    return not value
+
+
+def _unset(value: Any) -> bool:
+    return value is None
+
+
+def _no_json(value: Any) -> bool:
+    return bytes(value) in {b"", b"null"}
+
+
+# What a parameter may say as long as the feature behind it is missing; any other value is refused.
+NOT_YET: dict[str, Callable[[Any], bool]] = {
+    "n": _one,
+    "best_of": _one,
+    "min_p": _zero,
+    "presence_penalty": _zero,
+    "frequency_penalty": _zero,
+    "repetition_penalty": _one,
+    "logit_bias": _zero,
+    "logprobs": lambda value: value is None or value is False,
+    "top_logprobs": _zero,
+    "tools": _zero,
+    "tool_choice": lambda value: value in (None, "none", "auto"),
+    "response_format": lambda value: value is None or value.type == "text",
+    "structured_outputs": _no_json,
+    "reasoning_effort": _unset,
+    "modalities": lambda value: value in (None, ["text"]),
+    "echo": _zero,
+    "suffix": _unset,
+}
+
+B = TypeVar("B", ChatBody, TextBody)
+
+_decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (ChatBody, TextBody)
+}
+
+
+def read(kind: type[B], raw: bytes) -> B:
+    try:
+        body: B = _decoders[kind].decode(raw)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise _malformed(str(error), raw) from None
+    except (RecursionError, UnicodeDecodeError):
+        raise refused(None, "The body's JSON is nested too deeply or is not UTF-8.") from None
+    for name in kind.__struct_fields__:
+        allowed = NOT_YET.get(name)
+        if allowed is not None and not allowed(getattr(body, name)):
+            raise refused(name, f"This value of '{name}' is not supported.")
+    if body.stream_options is not None and not body.stream:
+        raise refused("stream_options", "'stream_options' is only allowed when 'stream' is true.")
+    return body
+
+
+def refused(param: str | None, message: str) -> Failure:
+    return Failure(Code.INVALID_REQUEST, message, param=param)
+
+
+_WHERE = re.compile(r" - at `\$\.?([^`]*)`$")
+_FIELD = re.compile(r"^Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
+
+
+def _invalid(said: str) -> Failure:
+    """The same, with the parameter's name: msgspec has it in the text, as a JSON path."""
+    where = _WHERE.search(said)
+    path = where[1] if where else ""
+    what = _WHERE.sub("", said)
+    if field := _FIELD.match(what):
+        name = field[2][:100]
+        param = f"{path}.{name}" if path else name
+        verb = "Unknown" if field[1] == "contains unknown" else "Missing"
+        return refused(param, f"{verb} parameter: '{param}'.")
+    return refused(path or None, f"Invalid '{path}': {what}." if path else f"Invalid body: {what}.")
+
+
+_AT = re.compile(r"\(byte (\d+)\)")
+_NO_NUMBER = re.compile(rb'"([^"\\]{1,100})"\s*:\s*[\s\[]*-?$')
+
+
+def _malformed(said: str, raw: bytes) -> Failure:
+    """NaN and Infinity are not JSON, but many encoders write them: say which parameter had it."""
+    if at := _AT.search(said):
+        byte = int(at[1])
+        if raw[byte : byte + 1] in {b"N", b"I"} and (
+            key := _NO_NUMBER.search(raw[max(0, byte - 200) : byte])
+        ):
+            name = key[1].decode("utf-8", "replace")
+            return refused(name, f"Invalid '{name}': not a finite number.")
+    return refused(None, f"The body is not valid JSON: {said}.")
+
+
+def depth(value: Any, limit: int = MAX_DEPTH) -> bool:
+    """Whether the value is nested no deeper than the limit."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return True
+    return False
