@@ -179,7 +179,9 @@ class Bus:
             self.counts["poisoned"] += 1
             raise NoAnswer(f"{subject} answered something else: {error}") from None
 
-    async def _ask(self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None = None) -> bytes:
+    async def _ask(
+        self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None = None
+    ) -> bytes:
         if not self._client.is_connected:
             raise NoAnswer("NATS is away")
         try:
@@ -231,7 +233,9 @@ class Bus:
 
     # -- JetStream: what is stored
 
-    async def store(self, subject: str, message: Message, msg_id: str, timeout: float, context: Context) -> int:
+    async def store(
+        self, subject: str, message: Message, msg_id: str, timeout: float, context: Context
+    ) -> int:
         """Store it once; the sequence number. Raises Failure as the queue refuses."""
         headers = {**context.headers(), "Nats-Msg-Id": msg_id}
         try:
@@ -261,6 +265,13 @@ class Bus:
     async def delete(self, seq: int) -> None:
         await self._api(f"STREAM.MSG.DELETE.{subjects.JOBS.name}", {"seq": seq, "no_erase": True})
 
+    async def stored(self, seq: int) -> bool | None:
+        """Whether the job is still there; None if nobody can say."""
+        found = await self._api(f"STREAM.MSG.GET.{subjects.JOBS.name}", {"seq": seq})
+        if "error" not in found:
+            return True
+        return False if found["error"].get("err_code") == 10037 else None
+
     async def declare_stream(self, config: dict[str, Any]) -> None:
         """Make the stream, or bring an older one to this configuration."""
         made = await self._api(f"STREAM.CREATE.{config['name']}", config)
@@ -285,7 +296,9 @@ class Bus:
 
     # -- JetStream: what is pulled
 
-    def pull(self, model: str, want: Callable[[], int], take: Callable[[Delivery], Awaitable[None]]) -> "Pull":
+    def pull(
+        self, model: str, want: Callable[[], int], take: Callable[[Delivery], Awaitable[None]]
+    ) -> "Pull":
         return Pull(self, model, want, take)
 
 
@@ -356,7 +369,7 @@ class Pull:
         if not msg.reply.startswith("$JS.ACK."):
             # a status: 404 nothing there, 408 the ask is over, 409 the consumer is gone, 503 no JetStream
             self._open.pop(msg.subject, None)
-            if headers.get("Status") in ("404", "408"):
+            if headers.get("Status") == "408":
                 self.wake()
             return
         for ask, (count, over) in self._open.items():

@@ -100,7 +100,6 @@ class Claim(Message):
     request: str
     engine: str
     lease: str  # the JetStream ack subject of this delivery: the owner settles it
-    delivery: int  # how often JetStream has delivered the job
     busy: int  # sequences that would share a step with this one
 
 
@@ -108,8 +107,9 @@ class Granted(Message):
     request: str
     epoch: int
     committed: list[int]
-    detokenizer: str
+    detokenizer: str  # "": none is there now; a Resend will name one
     left_ms: int
+    alone: bool = False  # a suspect: let nothing else run until it has ended
 
 
 class Wait(Message):
@@ -160,7 +160,8 @@ class Frame(Message):
 
 class Recall(Message):
     request: str
-    detokenizer: str
+    epoch: int
+    engine: str  # whose frame named the request
 
 
 # 7. detokenizer -> gateway: ONE a frame and gateway
@@ -228,13 +229,14 @@ class Release(Message):
     refs: list[Ref]
 
 
-# 9. any engine or detokenizer -> gateways: going away; and everybody -> everybody: here
+# 9. engine -> gateway: what it will not finish; and everybody -> everybody: here
 
 
-class Leaving(Message):
-    role: str
-    id: str
-    refs: list[Ref] = []
+class Yielded(Message):
+    """These are the owner's again, to be run elsewhere: the engine is going away."""
+
+    engine: str
+    refs: list[Ref]
 
 
 class Orphan(Message):
@@ -272,7 +274,7 @@ class DeadLetter(Message):
 
 ToTokenizer = Prompt
 FromTokenizer = Admitted | Refused
-ToGateway = Claim | Recall | Delta | Leaving
+ToGateway = Claim | Recall | Delta | Yielded
 ClaimReply = Granted | Wait | Gone
 RecallReply = Opened | Gone
 ToEngine = Ping | Resend | Release

@@ -49,7 +49,6 @@ class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sim_token_ms: float = 0.1
     sim_eos: float = 0.004  # chance, at each token, that the answer ends there
     sim_poison_seed: int = -1  # for tests: a request with this seed aborts its engine
-    sabotage: str = ""  # for tests: break one rule on purpose
 
 
 class Detokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,7 +118,9 @@ def load(role: type[S], flags: Mapping[str, Any], env: Mapping[str, str] = os.en
 
     for key, value in values.items():  # one by one, so that the message can say which
         try:
-            values[key] = msgspec.convert(value, msgspec.structs.fields(role)[_index(role, key)].type, strict=False)
+            values[key] = msgspec.convert(
+                value, msgspec.structs.fields(role)[_index(role, key)].type, strict=False
+            )
         except msgspec.ValidationError as error:
             raise SettingError(f"{sources[key]}: {error}") from None
     return role(**values)

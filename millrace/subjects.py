@@ -30,6 +30,8 @@ class Subject:
     why: str
 
     def to(self, token: str) -> str:
+        if "{}" not in self.pattern:
+            return self.pattern
         if not SAFE.fullmatch(token):
             raise ValueError(f"not a subject token: {token!r}")
         return self.pattern.format(token)
@@ -47,7 +49,7 @@ TOKENIZER = Subject(
 JOB = Subject("mr.job.{}", (m.Job,), (), (T,), (), "stored in JOBS; pulled by the model's engines")
 GATEWAY = Subject(
     "mr.gw.{}",
-    (m.Claim, m.Recall, m.Delta, m.Leaving),
+    (m.Claim, m.Recall, m.Delta, m.Yielded),
     (m.Granted, m.Wait, m.Gone, m.Opened),
     (E, D),
     (G,),
@@ -103,10 +105,26 @@ class Stream:
 
 
 JOBS = Stream(
-    "JOBS", JOB, "workqueue", "new", 256, 256 << 20, 8 << 20, 0.0, "a full queue refuses: that is the backpressure"
+    "JOBS",
+    JOB,
+    "workqueue",
+    "new",
+    256,
+    256 << 20,
+    8 << 20,
+    0.0,
+    "a full queue refuses: that is the backpressure",
 )
 DEAD_LETTERS = Stream(
-    "DEAD", DEAD, "limits", "old", 10_000, 16 << 20, 64 << 10, 7 * 86400.0, "a week of jobs that were given up"
+    "DEAD",
+    DEAD,
+    "limits",
+    "old",
+    10_000,
+    16 << 20,
+    64 << 10,
+    7 * 86400.0,
+    "a week of jobs that were given up",
 )
 STREAMS = (JOBS, DEAD_LETTERS)
 
@@ -155,6 +173,7 @@ def rights(role: Role) -> dict[str, Any]:
         G: [
             *(f"{api}.STREAM.{verb}.{s.name}" for s in STREAMS for verb in ("CREATE", "UPDATE", "INFO")),
             f"{api}.STREAM.MSG.DELETE.{JOBS.name}",
+            f"{api}.STREAM.MSG.GET.{JOBS.name}",
             f"{api}.CONSUMER.CREATE.{JOBS.name}.>",
             f"$JS.ACK.{JOBS.name}.>",
         ],
@@ -173,6 +192,8 @@ def rights(role: Role) -> dict[str, Any]:
         publish += {f"{inbox_prefix(sender)}.>" for s in answered for sender in s.senders}
     return {
         "publish": sorted(publish + stores[role]),
-        "subscribe": sorted([*(s.wildcard for s in SUBJECTS if role in s.hearers), f"{inbox_prefix(role)}.>"]),
+        "subscribe": sorted(
+            [*(s.wildcard for s in SUBJECTS if role in s.hearers), f"{inbox_prefix(role)}.>"]
+        ),
         "allow_responses": bool(answered) and role is not E,
     }

@@ -1,0 +1,112 @@
+"""One process's life: connect, start, pump, drain, stop."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import Any
+
+import uvloop
+
+from millrace import settings
+from millrace.actor import Actor
+from millrace.bus import Bus
+from millrace.subjects import PRESENCE, SAFE, Role
+
+HERE_S = 0.5
+DRAIN_S = 60.0
+"""No drain takes longer; a gateway's own limit for its streams is shorter."""
+
+log = logging.getLogger("millrace.run")
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+Build = Callable[[Bus, Any, str], Awaitable[Actor]]
+
+
+def main(role: Role, given: settings.Process) -> int:
+    """Run one role until it is told to stop; the exit status."""
+    id = given.id or f"{role}_{secrets.token_hex(4)}"
+    if not SAFE.fullmatch(id):
+        raise settings.SettingError(f"id: {id!r} is not made of a-z, 0-9 and _")
+    logging.basicConfig(
+        level=given.log.upper(),
+        stream=sys.stderr,
+        format=f"%(asctime)s %(levelname)s {id} %(name)s: %(message)s",
+    )
+    return uvloop.run(_live(role, given, id))
+
+
+def _builder(role: Role) -> Build:
+    """A process imports its own role only: a detokenizer starts without the web server."""
+    if role is Role.GATEWAY:
+        from services.gateway.actor import build  # noqa: PLC0415
+    elif role is Role.TOKENIZER:
+        from services.tokenizer.actor import build  # noqa: PLC0415
+    elif role is Role.ENGINE:
+        from services.engine.actor import build  # noqa: PLC0415
+    else:
+        from services.detokenizer.actor import build  # noqa: PLC0415
+    return build
+
+
+async def _live(role: Role, given: settings.Process, id: str) -> int:
+    stopping = asyncio.Event()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sig, stopping.set)
+    connecting = asyncio.ensure_future(Bus.connect(given.nats, role, id))
+    build = _builder(role)  # its imports take a while, and so may NATS
+    stopped = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not connecting.done():
+        connecting.cancel()
+        return 0
+    bus = await connecting
+
+    state = State.STARTING
+    actor = await build(bus, given, id)
+
+    async def tell() -> None:
+        await bus.publish(PRESENCE.to(role), actor.here(state, os.getpid()))
+
+    async def tell_on() -> None:
+        while True:
+            await tell()
+            await asyncio.sleep(HERE_S)
+
+    async def again() -> None:
+        await tell()
+        await actor.reconnected()
+
+    bus.on_up = lambda: actor.spawn(again())
+    await actor.start()
+    state = State.READY
+    telling = asyncio.create_task(tell_on())
+    log.info("ready")
+    await asyncio.wait({stopped, actor.broken}, return_when=asyncio.FIRST_COMPLETED)
+    status = 0
+    if actor.broken.done():
+        log.critical("ended by a defect", exc_info=actor.broken.result())
+        status = 1
+    else:
+        state = State.DRAINING
+        await tell()
+        log.info("draining")
+        try:
+            await asyncio.wait_for(actor.drain(), DRAIN_S)
+        except TimeoutError:
+            log.warning("did not drain within %g s", DRAIN_S)
+    telling.cancel()
+    await actor.stop()
+    await bus.close()
+    log.info("stopped")
+    return status

@@ -1,0 +1,88 @@
+"""The detokenizer's I/O: frames in, deltas out."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from millrace import messages as m
+from millrace import models, settings
+from millrace.actor import Actor
+from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
+from millrace.messages import Here, Message
+from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, Role
+from millrace.telemetry import Context
+from services.detokenizer.decode import TextDecoder
+from services.detokenizer.scribe import Ask, Effect, Scribe
+
+RECALL_S = 0.4
+SWEEP_S = 5.0
+
+
+async def build(bus: Bus, given: settings.Detokenizer, id: str) -> "DetokenizerActor":
+    folder = models.find(given.model)
+    return DetokenizerActor(bus, id, folder.name, folder.text)
+
+
+class DetokenizerActor(Actor):
+    role = Role.DETOKENIZER
+
+    def __init__(self, bus: Bus, id: str, name: str, text: Path):
+        super().__init__(bus, id)
+        self._name = name
+        tokenizer = Tokenizer.from_file(str(text / "tokenizer.json"))
+        self._scribe = Scribe(id, lambda keep: TextDecoder(tokenizer, skip_special=not keep))
+
+    async def start(self) -> None:
+        await self.bus.listen(Inbox(DETOKENIZER.to(self.id), m.ToDetokenizer, self._told))
+        self.spawn(self._sweep())
+
+    def here(self, state: str, pid: int) -> Here:
+        counts = {**self.bus.counts, **self._scribe.counts}
+        return Here(self.role, self.id, pid, state, len(self._scribe.live), model=self._name, counts=counts)
+
+    async def drain(self) -> None:
+        """'draining' was said: the owners have their requests continued elsewhere. Until they have, go on."""
+        deadline = time.monotonic() + 2
+        while self._scribe.live and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def _told(self, message: m.ToDetokenizer, context: Context) -> Message | None:
+        now = time.monotonic()
+        match message:
+            case m.Frame():
+                await self._do(self._scribe.frame(message, now))
+            case m.Opened():
+                await self._do(self._scribe.opened(message, now))
+            case m.Release():
+                self._scribe.release(message)
+            case m.Ping():
+                return m.Pong(self.id, 0, [])
+        return None
+
+    async def _do(self, effects: Iterable[tuple[str, Effect]]) -> None:
+        for to, effect in effects:
+            if isinstance(effect, m.Delta):
+                await self.bus.publish(GATEWAY.to(to), effect)
+            elif isinstance(effect, m.Resend):
+                await self.bus.publish(ENGINE.to(to), effect)
+            else:
+                self.spawn(self._recall(to, effect))
+
+    async def _recall(self, owner: str, ask: Ask) -> None:
+        try:
+            reply = await self.bus.request(GATEWAY.to(owner), ask.recall, m.RecallReply, RECALL_S)
+        except (NoAnswer, NoResponder):
+            self._scribe.refused(ask.recall.request)
+            return
+        if isinstance(reply, m.Opened):
+            await self._do(self._scribe.opened(reply, time.monotonic()))
+        else:
+            self._scribe.refused(ask.recall.request)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._scribe.tick(time.monotonic())

@@ -1,0 +1,137 @@
+"""The engine's I/O: jobs are pulled, claims asked, frames sent; the steps run in a thread of their own."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from millrace import messages as m
+from millrace import models, settings
+from millrace.actor import Actor
+from millrace.bus import Bus, Delivery, Inbox, NoAnswer, NoResponder
+from millrace.messages import Here, Message
+from millrace.subjects import ENGINE, GATEWAY, Role, model_key
+from millrace.telemetry import Context
+from services.engine import sim
+from services.engine.loop import Model, StepLoop
+from services.engine.roster import Ask, Effect, Roster
+from services.engine.scheduler import Chunk, Output, Scheduler, Step
+from services.engine.sequence import Sequence
+
+TICK_S = 0.05
+CLAIM_S = 0.4
+"""An owner answers in well under a millisecond; beyond this it is away, and the job comes again."""
+
+log = logging.getLogger("millrace.engine")
+
+
+async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
+    folder = models.find(given.model)
+    if not folder.simulated:
+        raise settings.SettingError(f"model: {folder.folder} is not of a kind this engine runs")
+    return EngineActor(bus, id, folder.name, given, simulated(folder, given))
+
+
+def simulated(folder: models.Model, given: settings.Engine) -> sim.SimModel:
+    words = sim.Vocabulary.load(folder.text)
+    costs = sim.Costs(given.sim_step_ms / 1e3, given.sim_row_ms / 1e3, given.sim_token_ms / 1e3)
+    return sim.SimModel(
+        given.slots, words, costs=costs, eos_chance=given.sim_eos, poison_seed=given.sim_poison_seed
+    )
+
+
+class EngineActor(Actor):
+    role = Role.ENGINE
+
+    def __init__(self, bus: Bus, id: str, name: str, given: settings.Engine, model: Model):
+        super().__init__(bus, id)
+        self._name = name
+        self._slots = given.slots
+        self._model = model
+        loop = asyncio.get_running_loop()
+        self._outputs: asyncio.Queue[list[Output]] = asyncio.Queue()
+        self._steps = StepLoop(
+            Scheduler(given.slots, given.chunk),
+            model,
+            deliver=lambda outputs: loop.call_soon_threadsafe(self._outputs.put_nowait, outputs),
+            failed=lambda error: loop.call_soon_threadsafe(self.fail, error),
+        )
+        self._roster = Roster(id, given.slots, self._steps, time.monotonic())
+        self._pull = bus.pull(model_key(name), lambda: self._roster.room, self._job)
+
+    async def start(self) -> None:
+        await asyncio.to_thread(warm_up, self._model)
+        self._steps.start()
+        await self.bus.listen(Inbox(ENGINE.to(self.id), m.ToEngine, self._told))
+        await self._pull.start()
+        self.spawn(self._send_outputs())
+        self.spawn(self._tick())
+
+    def here(self, state: str, pid: int) -> Here:
+        counts = {**self.bus.counts, **self._roster.counts}
+        return Here(self.role, self.id, pid, state, self._roster.load, self._slots, self._name, counts=counts)
+
+    async def drain(self) -> None:
+        """Hand what runs to a peer at once: it goes on there from the tokens that were committed."""
+        await self._pull.stop()
+        await self._do(self._roster.leave())
+
+    async def stop(self) -> None:
+        self._steps.stop()
+        await super().stop()
+
+    # -- what comes in
+
+    async def _job(self, delivery: Delivery) -> None:
+        await self._do(self._roster.job(delivery.job, delivery.lease, delivery.delivery, time.monotonic()))
+
+    async def _told(self, message: m.ToEngine, context: Context) -> Message | None:
+        match message:
+            case m.Ping():
+                return self._roster.ping(message, self._steps.steps)
+            case m.Resend():
+                await self._do(self._roster.resend(message))
+            case m.Release():
+                self._roster.release(message)
+                self._pull.wake()
+        return None
+
+    async def _claim(self, ask: Ask) -> None:
+        try:
+            reply = await self.bus.request(GATEWAY.to(ask.owner), ask.claim, m.ClaimReply, CLAIM_S)
+        except NoResponder:
+            await self._do(self._roster.unanswered(ask.claim, gone=True))
+        except NoAnswer:
+            await self._do(self._roster.unanswered(ask.claim, gone=False))
+        else:
+            await self._do(self._roster.replied(ask.claim, reply, time.monotonic()))
+
+    # -- what goes out
+
+    async def _send_outputs(self) -> None:
+        while True:
+            outputs = await self._outputs.get()
+            await self._do(self._roster.stepped(outputs, time.monotonic()))
+            if any(output.finish for output in outputs):
+                self._pull.wake()
+
+    async def _tick(self) -> None:
+        while True:
+            await self._do(self._roster.tick(time.monotonic()))
+            await asyncio.sleep(TICK_S)
+
+    async def _do(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Ask):
+                self.spawn(self._claim(effect))
+            else:
+                # A frame that cannot be sent is not kept: the owner asks for it when NATS is back.
+                await self.bus.publish(effect.subject.to(effect.to), effect.message)
+
+
+def warm_up(model: Model) -> None:
+    """A real prompt chunk and a real token, so that 'ready' means that steps run."""
+    sequence = Sequence("warm_up", 2, [1, 2], m.Sampling(0), 1, epoch=1, slot=0)
+    model.run(Step([], Chunk(sequence, 0, 1)))
+    sequence.computed = 1
+    model.run(Step([sequence], None))

@@ -1,0 +1,273 @@
+"""The jobs this engine holds: claimed, granted, sent, let go. A pure state machine.
+
+Whether a job may run is the owner's word alone. What was generated is kept until the owner lets go of
+it, since any frame may have to be sent again.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+
+from millrace import messages as m
+from millrace.subjects import ACK_WAIT_S, DETOKENIZER, GATEWAY, ORPHANS, Subject
+from services.engine.scheduler import Output
+from services.engine.sequence import Sequence
+
+RECLAIM_S = 0.2
+"""How often a suspect's claim is repeated while it waits to run alone; well inside the lease."""
+
+FORGET_S = 60.0
+"""A finished request whose Release never came; its owner has long settled it, or is gone."""
+
+
+class Board(Protocol):
+    """Where sequences run: the step loop, or the scheduler itself."""
+
+    def add(self, sequence: Sequence) -> None: ...
+
+    def grant(self, request: str, epoch: int, committed: list[int]) -> None: ...
+
+    def drop(self, request: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    subject: Subject
+    to: str
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the owner; feed its reply to `replied`, its absence to `unanswered`."""
+
+    owner: str
+    claim: m.Claim
+
+
+Effect = Send | Ask
+
+
+class Phase(Enum):
+    CLAIMING = "claiming"
+    WAITING = "waiting"  # a suspect, until it can run alone
+    RUNNING = "running"
+    FINISHED = "finished"  # its slot is free; its tokens are kept
+
+
+@dataclass(slots=True)
+class Hold:
+    job: m.Job
+    lease: str
+    phase: Phase
+    at: float  # when it entered the phase, or claimed last
+    on_board: bool = False
+    epoch: int = 0
+    ids: list[int] = field(default_factory=list)  # of the answer: committed when granted, and generated since
+    finish: m.Finish = ""
+    detokenizer: str = ""
+    deadline: float = 0.0
+    alone: bool = False
+
+
+class Roster:
+    def __init__(self, id: str, slots: int, board: Board, now: float):
+        self.id = id
+        self.holds: dict[str, Hold] = {}
+        self.counts: Counter[str] = Counter()
+        self.leaving = False
+        self._slots = slots
+        self._board = board
+        self._ticked = now
+
+    # -- how much
+
+    @property
+    def load(self) -> int:
+        return sum(1 for h in self.holds.values() if h.phase is not Phase.FINISHED)
+
+    @property
+    def closed(self) -> bool:
+        """No further job is taken: on leaving, and while a suspect has the engine for itself or waits to."""
+        return self.leaving or any(h.phase is Phase.WAITING or h.alone for h in self.holds.values())
+
+    @property
+    def room(self) -> int:
+        """Jobs to pull."""
+        return 0 if self.closed else self._slots - self.load
+
+    # -- a job comes in
+
+    def job(self, job: m.Job, lease: str, delivery: int, now: float) -> list[Effect]:
+        if self.closed:
+            return []  # not claimed: it is delivered again, to somebody, after ACK_WAIT
+        known = self.holds.get(job.request)
+        if known is None or not known.epoch:
+            if known is not None:
+                self._drop(job.request)
+            hold = self.holds[job.request] = Hold(job, lease, Phase.CLAIMING, now)
+            if delivery == 1:
+                # It claims beside prefill, at no cost in time. One that was delivered before may have
+                # crashed an engine: that one is not touched until the owner says so.
+                self._board_add(hold)
+        return [self._claim(job.request, lease)]
+
+    def _board_add(self, hold: Hold) -> None:
+        prompt: list[int] = np.frombuffer(hold.job.prompt, dtype="<u4").tolist()
+        job = hold.job
+        self._board.add(
+            Sequence(
+                job.request,
+                len(prompt),
+                prompt,
+                job.sampling,
+                job.max_tokens,
+                job.min_tokens,
+                frozenset(job.stop_ids),
+            )
+        )
+        hold.on_board = True
+
+    def _claim(self, request: str, lease: str) -> Ask:
+        """Of several suspects that wait, the first counts as running for the others: one goes at a time."""
+        busy, own = 0, False
+        for other, hold in self.holds.items():
+            own = own or other == request
+            busy += other != request and (hold.on_board or hold.phase is Phase.CLAIMING)
+            busy += not own and hold.phase is Phase.WAITING
+        return Ask(m.owner_of(request), m.Claim(request, self.id, lease, busy))
+
+    def replied(self, claim: m.Claim, reply: m.ClaimReply, now: float) -> list[Effect]:
+        hold = self.holds.get(claim.request)
+        if isinstance(reply, m.Granted):
+            if hold is None or self.leaving:
+                # dropped while the claim was under way: hand it straight on
+                ref = m.Ref(claim.request, reply.epoch)
+                return [Send(GATEWAY, m.owner_of(claim.request), m.Yielded(self.id, [ref]))]
+            return self._granted(hold, claim, reply, now)
+        if hold is None or hold.epoch:
+            return []  # Gone means this delivery: what runs, runs on
+        if isinstance(reply, m.Wait):
+            if hold.on_board:
+                self._board.drop(claim.request)
+                hold.on_board = False
+            hold.phase, hold.at = Phase.WAITING, now
+        else:
+            self._drop(claim.request)
+        return []
+
+    def _granted(self, hold: Hold, claim: m.Claim, reply: m.Granted, now: float) -> list[Effect]:
+        if hold.epoch:
+            if reply.epoch <= hold.epoch:
+                return []
+            if hold.on_board:
+                self._board.drop(reply.request)
+                hold.on_board = False
+        if reply.alone:
+            for request, other in list(self.holds.items()):
+                if other.phase in (Phase.WAITING, Phase.CLAIMING) and other is not hold:
+                    self._drop(request)
+        hold.phase, hold.at, hold.lease = Phase.RUNNING, now, claim.lease
+        hold.epoch, hold.detokenizer, hold.alone = reply.epoch, reply.detokenizer, reply.alone
+        hold.ids, hold.finish = list(reply.committed), ""
+        hold.deadline = now + reply.left_ms / 1000
+        if not hold.on_board:
+            self._board_add(hold)
+        self._board.grant(reply.request, reply.epoch, reply.committed)
+        return []
+
+    def unanswered(self, claim: m.Claim, *, gone: bool) -> list[Effect]:
+        """The owner did not answer; `gone`: nobody listens there."""
+        hold = self.holds.get(claim.request)
+        if hold is not None and not hold.epoch:
+            self._drop(claim.request)
+        if not gone:
+            return []  # the job is delivered again
+        self.counts["orphans"] += 1
+        return [Send(ORPHANS, "", m.Orphan(claim.request, claim.lease))]
+
+    # -- tokens go out
+
+    def stepped(self, outputs: list[Output], now: float) -> list[Effect]:
+        """One frame for each detokenizer that has tokens in this step."""
+        frames: dict[str, list[m.Run]] = {}
+        for out in outputs:
+            hold = self.holds.get(out.request)
+            if hold is None or hold.epoch != out.epoch:
+                continue  # let go while the step ran
+            assert out.index == len(hold.ids), f"{out.request}: token {out.index} after {len(hold.ids)}"
+            hold.ids.append(out.token)
+            if out.finish:
+                hold.phase, hold.at, hold.finish = Phase.FINISHED, now, out.finish
+                hold.on_board = hold.alone = False
+            if hold.detokenizer:
+                run = m.Run(out.request, out.epoch, out.index, [out.token], out.finish)
+                frames.setdefault(hold.detokenizer, []).append(run)
+        return [Send(DETOKENIZER, to, m.Frame(self.id, runs)) for to, runs in frames.items()]
+
+    def resend(self, resend: m.Resend) -> list[Effect]:
+        frames: dict[str, list[m.Run]] = {}
+        for gap in resend.gaps:
+            hold = self.holds.get(gap.request)
+            if hold is None or hold.epoch != gap.epoch:
+                continue
+            hold.detokenizer = gap.detokenizer
+            tokens = hold.ids[gap.start :]
+            if tokens and gap.detokenizer:
+                run = m.Run(gap.request, gap.epoch, gap.start, tokens, hold.finish)
+                frames.setdefault(gap.detokenizer, []).append(run)
+        self.counts["resent"] += len(frames)
+        return [Send(DETOKENIZER, to, m.Frame(self.id, runs)) for to, runs in frames.items()]
+
+    # -- the owner asks, and lets go
+
+    def ping(self, ping: m.Ping, steps: int) -> m.Pong:
+        held = [
+            m.Held(ref.request, hold.epoch, len(hold.ids))
+            for ref in ping.refs
+            if (hold := self.holds.get(ref.request)) is not None and hold.epoch
+        ]
+        return m.Pong(self.id, steps, held)
+
+    def release(self, release: m.Release) -> None:
+        for ref in release.refs:
+            hold = self.holds.get(ref.request)
+            if hold is not None and hold.epoch and hold.epoch <= ref.epoch:
+                self._drop(ref.request)
+
+    def _drop(self, request: str) -> None:
+        if self.holds.pop(request).on_board:
+            self._board.drop(request)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Every 50 ms or so; by the time it sees itself, the engine finds that it was stopped."""
+        paused = now - self._ticked > ACK_WAIT_S
+        self._ticked = now
+        effects: list[Effect] = []
+        for request, hold in list(self.holds.items()):
+            if paused and hold.phase is not Phase.FINISHED:
+                # The leases have gone elsewhere. That the owner fences us is the safety; this saves work.
+                self.counts["fenced"] += 1
+                self._drop(request)
+            elif hold.phase is Phase.WAITING and now - hold.at >= RECLAIM_S:
+                hold.at = now
+                effects.append(self._claim(request, hold.lease))
+            elif hold.phase is Phase.RUNNING and now > hold.deadline:
+                self.counts["expired"] += 1
+                self._drop(request)
+            elif hold.phase is Phase.FINISHED and now - hold.at > FORGET_S:
+                self._drop(request)
+        return effects
+
+    def leave(self) -> list[Effect]:
+        """Going away: every owner may have its requests continued elsewhere, now."""
+        self.leaving = True
+        owners: dict[str, list[m.Ref]] = {}
+        for request, hold in list(self.holds.items()):
+            owners.setdefault(m.owner_of(request), []).append(m.Ref(request, hold.epoch))
+            if hold.phase is not Phase.FINISHED:
+                self._drop(request)
+        return [Send(GATEWAY, owner, m.Yielded(self.id, refs)) for owner, refs in owners.items()]

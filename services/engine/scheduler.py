@@ -1,0 +1,115 @@
+"""What goes into the next step: two queues and two methods, no model and no clock.
+
+Decoding comes first: every running sequence with one token to compute is a row of the step. Beside them
+one chunk of one prompt may be computed, so a long prompt delays the others by a bounded time a step.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from millrace.messages import Finish
+from services.engine.sequence import Sequence, State
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def last(self) -> bool:
+        """Whether the next token can be sampled after it."""
+        return self.sequence.granted and self.start + self.count == len(self.sequence.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    rows: list[Sequence]  # one token each
+    chunk: Chunk | None
+
+    @property
+    def samples(self) -> list[Sequence]:
+        """Whose next token this step decides, in the order of the model's candidates."""
+        return [*self.rows, self.chunk.sequence] if self.chunk and self.chunk.last else self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    request: str
+    epoch: int
+    index: int
+    token: int
+    finish: Finish
+
+
+class Scheduler:
+    def __init__(self, slots: int, chunk: int):
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._by_request: dict[str, Sequence] = {}
+        self._free = list(range(slots - 1, -1, -1))
+        self._slots = slots
+        self._chunk = chunk
+
+    # -- in and out
+
+    def add(self, sequence: Sequence) -> None:
+        assert sequence.request not in self._by_request, sequence.request
+        self._by_request[sequence.request] = sequence
+        self.waiting.append(sequence)
+
+    def grant(self, request: str, epoch: int, committed: list[int]) -> None:
+        """It may answer from here; what an earlier holder had committed is part of its tokens."""
+        sequence = self._by_request.get(request)
+        if sequence is not None:
+            sequence.epoch = epoch
+            sequence.tokens += committed
+
+    def drop(self, request: str) -> None:
+        sequence = self._by_request.get(request)
+        if sequence is not None:
+            self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        del self._by_request[sequence.request]
+        if sequence.state is State.RUNNING:
+            self.running.remove(sequence)
+            self._free.append(sequence.slot)
+        else:
+            self.waiting.remove(sequence)
+        sequence.state = State.ENDED
+        assert len(self._free) + len(self.running) == self._slots, "a slot leaked"
+
+    # -- a step
+
+    def schedule(self) -> Step | None:
+        while self.waiting and self._free:
+            sequence = self.waiting.popleft()
+            sequence.slot, sequence.state = self._free.pop(), State.RUNNING
+            self.running.append(sequence)
+        # A one-token prompt is a row like any other, once it may answer.
+        rows = [s for s in self.running if s.granted and s.computable == 1]
+        chunk = None
+        for sequence in self.running:
+            wanted = sequence.computable
+            if wanted > 1 or (wanted == 1 and not sequence.granted):
+                chunk = Chunk(sequence, sequence.computed, min(wanted, self._chunk))
+                break
+        return Step(rows, chunk) if rows or chunk else None
+
+    def postprocess(self, step: Step, tokens: list[int]) -> list[Output]:
+        """The step has run, and these are the tokens of its samples."""
+        samples = step.samples
+        for row in step.rows:
+            row.computed += 1
+        if step.chunk:
+            step.chunk.sequence.computed += step.chunk.count
+        outputs = []
+        for sequence, token in zip(samples, tokens, strict=True):
+            index = sequence.answered
+            finish = sequence.append(token)
+            outputs.append(Output(sequence.request, sequence.epoch, index, token, finish))
+            if finish:
+                self._end(sequence)
+        return outputs

@@ -1,0 +1,46 @@
+"""One generation in the engine: its tokens, how far they are computed, and where."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from millrace.messages import Finish, Sampling
+
+
+class State(Enum):
+    WAITING = "waiting"  # for a slot
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    request: str
+    prompt_len: int
+    tokens: list[int]  # the prompt and the answer so far
+    sampling: Sampling
+    max_tokens: int
+    min_tokens: int = 0
+    stop_ids: frozenset[int] = field(default_factory=frozenset)
+    epoch: int = 0  # 0: the owner has not granted it yet; it may prefill its prompt but not answer
+    slot: int = -1
+    computed: int = 0  # tokens whose keys and values are in the slot
+    state: State = State.WAITING
+
+    @property
+    def granted(self) -> bool:
+        return self.epoch > 0
+
+    @property
+    def answered(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def computable(self) -> int:
+        """Tokens a step may take now. The last one is withheld until the answer may begin."""
+        return len(self.tokens) - self.computed - (0 if self.granted else 1)
+
+    def append(self, token: int) -> Finish:
+        self.tokens.append(token)
+        if token in self.stop_ids and self.answered > self.min_tokens:
+            return "stop"
+        return "length" if self.answered >= self.max_tokens else ""

@@ -1,0 +1,102 @@
+"""A model without weights: the next token is a function of *all* tokens so far, and steps take time.
+
+Each slot holds a running hash where a real model holds keys and values. Feed it one wrong token, in
+one wrong place, and everything after differs: that is what makes it a good witness.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from services.engine.sample import Candidates, mix
+from services.engine.scheduler import Step
+
+MASK = (1 << 64) - 1
+CANDIDATES = 32
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds. Near enough to a small model on two cores to plan with; all may be zero."""
+
+    step: float = 0.004
+    row: float = 0.00025
+    token: float = 0.0001
+
+    def of(self, step: Step) -> float:
+        prefilled = step.chunk.count if step.chunk else 0
+        return self.step + self.row * len(step.rows) + self.token * prefilled
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    words: list[int]  # what it may say
+    eos: int
+
+    @classmethod
+    def load(cls, folder: Path) -> "Vocabulary":
+        """From a tokenizer's own files; the engine needs the ids alone."""
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        eos = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
+        ids = dict(tokenizer["model"]["vocab"]) | {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
+        special = {t["id"] for t in tokenizer["added_tokens"] if t["special"]}
+        return cls(sorted(set(ids.values()) - special), ids[eos])
+
+
+class SimModel:
+    def __init__(
+        self,
+        slots: int,
+        vocabulary: Vocabulary,
+        *,
+        costs: Costs | None = None,
+        eos_chance: float = 0.004,
+        poison_seed: int = -1,
+    ):
+        self._hash = [0] * slots
+        self._fed = [0] * slots
+        self._words = np.array(vocabulary.words, dtype=np.int64)
+        self._eos = vocabulary.eos
+        self._eos_mark = int(eos_chance * MASK)
+        self._costs = costs or Costs()
+        self._poison_seed = poison_seed
+        self._ranks = np.arange(1, CANDIDATES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+    def run(self, step: Step) -> Candidates:
+        if self._costs.step:
+            time.sleep(self._costs.of(step))
+        for row in step.rows:
+            self._feed(row.slot, row.computed, row.tokens[row.computed : row.computed + 1])
+        if step.chunk:
+            sequence, start = step.chunk.sequence, step.chunk.start
+            if sequence.sampling.seed == self._poison_seed:
+                os.abort()
+            self._feed(sequence.slot, start, sequence.tokens[start : start + step.chunk.count])
+        return self._candidates([self._hash[s.slot] for s in step.samples])
+
+    def _feed(self, slot: int, start: int, tokens: list[int]) -> None:
+        if start == 0:
+            self._hash[slot] = self._fed[slot] = 0
+        assert self._fed[slot] == start, f"slot {slot} holds {self._fed[slot]} tokens, not {start}"
+        state = self._hash[slot]
+        for token in tokens:
+            state = ((state ^ token) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & MASK
+            state ^= state >> 29
+        self._hash[slot] = state
+        self._fed[slot] += len(tokens)
+
+    def _candidates(self, states: list[int]) -> Candidates:
+        """A geometric slope over hashed words, so that sampling has something to choose from."""
+        start = mix(np.array(states, dtype=np.uint64).reshape(-1, 1))
+        with np.errstate(over="ignore"):
+            hashed = mix(start + self._ranks[None, :])
+        ids = self._words[(hashed % np.uint64(len(self._words))).astype(np.int64)]
+        logits = np.tile(np.linspace(4.0, 0.0, CANDIDATES, dtype=np.float32), (len(states), 1))
+        ends = start[:, 0] < np.uint64(self._eos_mark)
+        ids[ends, 0] = self._eos
+        logits[ends, 0] = 50.0
+        return Candidates(ids, logits)

@@ -1,0 +1,336 @@
+"""The gateway's I/O: the HTTP face asks, the ledger decides, the bus carries."""
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from millrace import messages as m
+from millrace import settings
+from millrace.actor import Actor
+from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
+from millrace.errors import Code, Failure
+from millrace.messages import Here, Message
+from millrace.subjects import (
+    DEAD,
+    GATEWAY,
+    JOBS,
+    ORPHANS,
+    PRESENCE,
+    STREAMS,
+    TOKENIZER,
+    Role,
+    consumer,
+    model_key,
+)
+from millrace.telemetry import Context, child_of
+from services.gateway import app
+from services.gateway.desk import Ask, Model, Piece
+from services.gateway.ledger import (
+    Bury,
+    Check,
+    Delete,
+    Effect,
+    Entry,
+    Ledger,
+    Probe,
+    Resubmit,
+    Send,
+    Settle,
+    Watch,
+)
+
+TICK_S = 0.05
+SEEN_S = 2.0
+"""Everybody says twice a second that it is there."""
+
+ORPHAN_S = 5.0
+"""A gateway silent for this long is gone, and nobody waits for its jobs."""
+
+ADMIT_S = 1.5
+"""A tokenizer takes milliseconds for a prompt, and at most a second waiting for the store."""
+
+PATIENCE_S = 6.0
+"""A tokenizer or NATS that died is back well before this; a client that waited so long is told to retry."""
+
+log = logging.getLogger("millrace.gateway")
+
+
+async def build(bus: Bus, given: settings.Gateway, id: str) -> "GatewayActor":
+    return GatewayActor(bus, id, given)
+
+
+@dataclass
+class Live:
+    """A live request, as the HTTP face holds it."""
+
+    entry: Entry
+    gateway: "GatewayActor"
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def request(self) -> str:
+        return self.entry.request
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.entry.prompt_tokens
+
+    async def pieces(self) -> list[Piece]:
+        entry = self.entry
+        while not entry.pieces:
+            if entry.failure is not None:
+                raise entry.failure
+            self.news.clear()
+            await self.news.wait()
+        pieces, entry.pieces = entry.pieces, []
+        return pieces
+
+    def cancel(self) -> None:
+        if not self.entry.ended:
+            self.gateway.cancel(self.request)
+
+
+class GatewayActor(Actor):
+    role = Role.GATEWAY
+
+    def __init__(self, bus: Bus, id: str, given: settings.Gateway):
+        super().__init__(bus, id)
+        self._given = given
+        self._ledger = Ledger(id, Watch(given.silence_ms / 1e3, given.pings))
+        self._seen: dict[str, tuple[Here, float]] = {}  # by id
+        self._models: dict[str, Model] = {}
+        self._declared: set[str] = set()
+        self._connected_at = time.monotonic()
+        self._outbox: asyncio.Queue[list[Effect]] = asyncio.Queue()
+        self._ended_per_s = 0.0  # a moving average, for Retry-After
+        self._server = app.Server(self, given)
+        self.draining = False
+
+    # -- life
+
+    async def start(self) -> None:
+        await self._declare()
+        await self.bus.listen(Inbox(GATEWAY.to(self.id), m.ToGateway, self._told))
+        await self.bus.listen(Inbox(ORPHANS.to(""), m.Orphan, self._orphaned, queue="gateways"))
+        await self.bus.listen(Inbox(PRESENCE.wildcard, Here, self._here))
+        await self._server.start()
+        self.spawn(self._tick())
+        self.spawn(self._send_cancels())
+        self.spawn(self._measure())
+
+    def here(self, state: str, pid: int) -> Here:
+        counts = {**self.bus.counts, **self._ledger.counts}
+        return Here(self.role, self.id, pid, state, len(self._ledger.entries), counts=counts)
+
+    async def reconnected(self) -> None:
+        self._connected_at = time.monotonic()
+        await self._declare()
+        await self._do(self._ledger.reconnected(time.monotonic()))
+
+    async def drain(self) -> None:
+        self.draining = True
+        await self._server.stop(self._given.drain_s)
+
+    async def _declare(self) -> None:
+        for stream in STREAMS:
+            await self.bus.declare_stream(stream.config(self._given.queue if stream is JOBS else None))
+        for key in self._declared:
+            await self.bus.declare_consumer(JOBS.name, consumer(key))
+
+    # -- the desk: what the HTTP face asks
+
+    def models(self) -> list[Model]:
+        return list(self._models.values())
+
+    def missing(self) -> list[str]:
+        if not self.bus.up:
+            return ["nats"]
+        now = time.monotonic()
+        there = {h.role for h, at in self._seen.values() if h.state == "ready" and now - at < SEEN_S}
+        return [role for role in (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER) if role not in there]
+
+    async def open(self, ask: Ask) -> Live:
+        now = time.monotonic()
+        prompt = m.Prompt(
+            request=f"{self.id}-{secrets.token_hex(16)}",
+            attempt=1,
+            model=model_key(ask.model),
+            input=ask.input,
+            sampling=ask.sampling,
+            max_tokens=ask.max_tokens,
+            min_tokens=ask.min_tokens,
+            stop_ids=ask.stop_ids,
+            ignore_eos=ask.ignore_eos,
+        )
+        entry = Entry(
+            prompt=prompt,
+            model=ask.model,
+            opened_at=now,
+            deadline=now + ask.deadline_s,
+            traceparent=child_of(ask.traceparent),
+            stops=ask.stops,
+            include_stop=ask.include_stop,
+            keep_special=ask.keep_special,
+        )
+        live = Live(entry, self)
+        entry.on_news = live.news.set
+        self._ledger.open(entry)
+        try:
+            await self._admit(entry, prompt)
+        except BaseException:
+            self.cancel(entry.request)
+            raise
+        return live
+
+    async def _admit(self, entry: Entry, prompt: m.Prompt) -> None:
+        """Have a job made of it. Repeating is harmless, so silence is answered by asking again."""
+        give_up = min(time.monotonic() + PATIENCE_S, entry.deadline)
+        while True:
+            now = time.monotonic()
+            context = Context(entry.request, entry.traceparent, int((entry.deadline - now) * 1000))
+            failure = Failure(Code.UNAVAILABLE, "no tokenizer answers", retry_after=1.0)
+            try:
+                answer = await self.bus.request(
+                    TOKENIZER.to(prompt.model), prompt, m.FromTokenizer, ADMIT_S, context
+                )
+            except (NoResponder, NoAnswer):
+                pass
+            else:
+                if isinstance(answer, m.Admitted):
+                    await self._do(
+                        self._ledger.admitted(
+                            entry.request, answer.seq, answer.prompt_tokens, time.monotonic()
+                        )
+                    )
+                    return
+                failure = answer.failure()
+                failure.retry_after = self._retry_after() if failure.meaning.retry else None
+                if failure.code is not Code.UNAVAILABLE:
+                    raise failure
+            if entry.ended:
+                raise entry.failure or Failure(Code.CANCELLED, "the request was cancelled")
+            if time.monotonic() + 0.05 >= give_up:
+                raise failure
+            await asyncio.sleep(0.05)
+
+    def _retry_after(self) -> float:
+        """When a place in the queue is likely, spread so that the refused do not all come back at once."""
+        backlog = max(len(self._ledger.entries), 1)
+        estimate = backlog / self._ended_per_s if self._ended_per_s > 0.01 else 1.0
+        return min(max(estimate, 1.0) * random.uniform(0.75, 1.25), 60.0)
+
+    def cancel(self, request: str) -> None:
+        """Synchronous, so that it also runs while the caller's task is being cancelled."""
+        effects = self._ledger.cancel(request, Failure(Code.CANCELLED, "the request was cancelled"))
+        if effects:
+            self._outbox.put_nowait(effects)
+
+    async def _send_cancels(self) -> None:
+        while True:
+            await self._do(await self._outbox.get())
+
+    # -- what comes in
+
+    async def _told(self, message: m.ToGateway, context: Context) -> Message | None:
+        now = time.monotonic()
+        match message:
+            case m.Delta():
+                await self._do(self._ledger.delta(message, now))
+            case m.Claim():
+                reply, effects = self._ledger.claim(message, now)
+                await self._do(effects)
+                return reply
+            case m.Recall():
+                answer, effects = self._ledger.recall(message)
+                await self._do(effects)
+                return answer
+            case m.Yielded():
+                await self._do(self._ledger.yielded(message, now))
+        return None
+
+    async def _orphaned(self, orphan: m.Orphan, context: Context) -> None:
+        """Its owner did not answer. It is ended only if the owner is gone, not just away like we were."""
+        now = time.monotonic()
+        owner = self._seen.get(m.owner_of(orphan.request))
+        if now - self._connected_at < ORPHAN_S or (owner and now - owner[1] < ORPHAN_S):
+            return
+        await self._do(self._ledger.orphan(orphan.lease))
+
+    async def _here(self, here: Here, context: Context) -> None:
+        now = time.monotonic()
+        self._seen[here.id] = here, now
+        if here.role == Role.TOKENIZER and here.model not in self._models:
+            self._models[here.model] = Model(here.model, here.max_len, int(time.time()))
+            key = model_key(here.model)
+            self._declared.add(key)
+            await self.bus.declare_consumer(JOBS.name, consumer(key))
+        await self._do(self._ledger.here(here, now))
+
+    # -- time
+
+    async def _tick(self) -> None:
+        while True:
+            now = time.monotonic()
+            await self._do(self._ledger.tick(now) if self.bus.up else self._ledger.expire(now))
+            for id, (_, at) in list(self._seen.items()):
+                if now - at > 60:
+                    del self._seen[id]
+            await asyncio.sleep(TICK_S)
+
+    async def _measure(self) -> None:
+        """How many requests end in a second, averaged over some ten seconds."""
+        before = 0
+        while True:
+            await asyncio.sleep(1.0)
+            ended = self._ledger.counts["ended"]
+            self._ended_per_s += 0.1 * (ended - before - self._ended_per_s)
+            before = ended
+
+    # -- what goes out
+
+    async def _do(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(subject, to, message):
+                    await self.bus.publish(subject.to(to), message)
+                case Settle(lease, verb):
+                    await self.bus.settle(lease, verb)
+                case Probe():
+                    self.spawn(self._probe(effect))
+                case Delete(seq):
+                    self.spawn(self.bus.delete(seq))
+                case Check(request, seq):
+                    self.spawn(self._check(request, seq))
+                case Resubmit(prompt):
+                    self.spawn(self._resubmit(prompt))
+                case Bury(letter):
+                    log.error("gave up %s after %d lost engines", letter.request, letter.deaths)
+                    await self.bus.publish(DEAD.to(model_key(letter.model)), letter)
+
+    async def _probe(self, probe: Probe) -> None:
+        try:
+            pong = await self.bus.request(
+                probe.subject.to(probe.to), probe.ping, m.Pong, self._given.ping_ms / 1e3
+            )
+        except (NoResponder, NoAnswer) as error:
+            gone = isinstance(error, NoResponder)
+            await self._do(self._ledger.unanswered(probe.to, gone=gone, now=time.monotonic()))
+        else:
+            await self._do(self._ledger.pong(pong, probe.ping, time.monotonic()))
+
+    async def _check(self, request: str, seq: int) -> None:
+        if await self.bus.stored(seq) is False:
+            await self._do(self._ledger.missing(request))
+
+    async def _resubmit(self, prompt: m.Prompt) -> None:
+        entry = self._ledger.entries.get(prompt.request)
+        if entry is None:
+            return
+        try:
+            await self._admit(entry, prompt)
+        except Failure as failure:
+            await self._do(self._ledger.cancel(prompt.request, failure))

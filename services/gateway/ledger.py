@@ -1,0 +1,536 @@
+"""The gateway's record of live requests: who may speak for each, and what has been said for good.
+
+A pure state machine. Messages, answers and the time come in; effects for the actor to carry out come
+back; pieces for the client lie in each entry's `pieces`. Nothing here waits, sends or looks at a clock.
+
+The rules: a token counts only from the current epoch and at the next index. An epoch belongs to one
+engine; granting the job again, for whatever reason, starts the next epoch and so fences the last holder,
+even one that was only paused and will wake up believing that nothing happened.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from msgspec import structs
+
+from millrace import messages as m
+from millrace.errors import Code, Failure
+from millrace.subjects import ACK_WAIT_S, DETOKENIZER, ENGINE, Subject
+from services.gateway.desk import Piece
+
+RENEW_S = ACK_WAIT_S / 2.5
+"""One lost renewal must not cost the lease."""
+
+SUSPECT_STRIKES, SUSPECT_DEATHS = 2, 4
+CAP_STRIKES, CAP_DEATHS = 4, 12
+"""A strike is an engine lost while it held the request without a token to show for it. A job that crashes
+engines collects strikes fast; innocents beside it collect two at most, since suspects run alone. Deaths
+with progress between them are bad luck for long, but not for ever: a job may crash at a late token."""
+
+HANG_S = 10.0
+"""An engine that answers pings but makes no step for this long while it holds work is hung."""
+
+RESENDS = 2
+"""Unanswered ones until the detokenizer, not the engine, is taken to be at fault."""
+
+SEEN_S = 2.0
+"""A detokenizer is offered work while its last sign of life is younger than this (it gives two a second)."""
+
+GRACE_S = 1.0
+"""After this gateway reconnects, others may still be reconnecting: 'nobody listens' proves nothing yet."""
+
+
+# -- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    subject: Subject
+    to: str
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ping it; feed the answer to `pong`, its absence to `unanswered`."""
+
+    subject: Subject
+    to: str
+    ping: m.Ping
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    lease: str
+    verb: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Is the job still stored? If not, `lost` it."""
+
+    request: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resubmit:
+    prompt: m.Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    letter: m.DeadLetter
+
+
+Effect = Send | Probe | Settle | Delete | Check | Resubmit | Bury
+
+
+@dataclass(slots=True)
+class Entry:
+    prompt: m.Prompt  # kept to make the job again, should it be lost
+    model: str
+    opened_at: float
+    deadline: float
+    traceparent: str = ""
+    stops: list[str] = field(default_factory=list)
+    include_stop: bool = False
+    keep_special: bool = False
+    # what the client has or will get
+    committed: list[int] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    failure: Failure | None = None
+    ended: bool = False
+    on_news: Callable[[], None] = lambda: None
+    # the job
+    seq: int = 0
+    prompt_tokens: int = 0
+    checked_at: float = 0.0
+    # who has it; no engine: it is queued
+    epoch: int = 0
+    engine: str = ""
+    detokenizer: str = ""
+    lease: str = ""
+    leased_at: float = 0.0
+    progress_at: float = 0.0  # last token committed, or granted
+    alive_at: float = 0.0  # last proof that its engine works on it
+    resumed_from: int = 0
+    owed: int = 0  # tokens its engine said it had sent, when that was more than committed
+    resends: int = 0
+    resent_at: float = 0.0
+    # what it has done to engines
+    strikes: int = 0
+    deaths: int = 0
+
+    @property
+    def request(self) -> str:
+        return self.prompt.request
+
+    @property
+    def suspect(self) -> bool:
+        return self.strikes >= SUSPECT_STRIKES or self.deaths >= SUSPECT_DEATHS
+
+    @property
+    def hopeless(self) -> bool:
+        return self.strikes >= CAP_STRIKES or self.deaths >= CAP_DEATHS
+
+    @property
+    def ref(self) -> m.Ref:
+        return m.Ref(self.request, self.epoch)
+
+
+@dataclass(slots=True)
+class Peer:
+    """An engine or detokenizer, as far as the watchdog needs to know it."""
+
+    probing: bool = False
+    missed: int = 0
+    steps: int = -1
+    stepped_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    silence_s: float = 0.15
+    pings: int = 3
+
+
+class Ledger:
+    def __init__(self, gateway: str, watch: Watch | None = None):
+        self.gateway = gateway
+        self.entries: dict[str, Entry] = {}
+        self.counts: Counter[str] = Counter()
+        self._watch = watch or Watch()
+        self._peers: dict[str, Peer] = {}
+        self._detokenizers: dict[str, float] = {}  # id -> last seen
+        self._grace_until = 0.0
+
+    # -- a request's life as the client sees it
+
+    def open(self, entry: Entry) -> None:
+        self.entries[entry.request] = entry
+
+    def admitted(self, request: str, seq: int, prompt_tokens: int, now: float) -> list[Effect]:
+        entry = self.entries.get(request)
+        if entry is None:
+            return [Delete(seq)]
+        entry.seq, entry.prompt_tokens, entry.checked_at = seq, prompt_tokens, now
+        return []
+
+    def cancel(self, request: str, failure: Failure | None = None) -> list[Effect]:
+        """End it before its time. Idempotent."""
+        entry = self.entries.get(request)
+        if entry is None:
+            return []
+        entry.failure = failure
+        effects: list[Effect] = []
+        if entry.engine:
+            effects.append(Settle(entry.lease, "+TERM"))
+        elif entry.seq:
+            effects.append(Delete(entry.seq))
+        return effects + self._end(entry)
+
+    def _end(self, entry: Entry) -> list[Effect]:
+        entry.ended = True
+        self.counts["ended"] += 1
+        del self.entries[entry.request]
+        entry.on_news()
+        return self._release(entry.ref, entry.engine, entry.detokenizer)
+
+    @staticmethod
+    def _release(ref: m.Ref, engine: str, detokenizer: str) -> list[Effect]:
+        effects: list[Effect] = []
+        if engine:
+            effects.append(Send(ENGINE, engine, m.Release([ref])))
+        if detokenizer:
+            effects.append(Send(DETOKENIZER, detokenizer, m.Release([ref])))
+        return effects
+
+    # -- claims: who may run it
+
+    def claim(self, claim: m.Claim, now: float) -> tuple[m.ClaimReply, list[Effect]]:
+        entry = self.entries.get(claim.request)
+        if entry is None:
+            return m.Gone(claim.request), [Settle(claim.lease, "+TERM")]
+        if now >= entry.deadline:
+            entry.lease = claim.lease
+            return m.Gone(claim.request), [Settle(claim.lease, "+TERM"), *self._expire(entry)]
+        if entry.engine and now - entry.alive_at < 2 * self._watch.silence_s:
+            # Delivered again though it runs well: a renewal was late. The running one stays.
+            self.counts["redelivered_running"] += 1
+            entry.lease, entry.leased_at = claim.lease, now
+            return m.Gone(claim.request), [Settle(claim.lease, "+WPI")]
+        effects: list[Effect] = [Settle(claim.lease, "+WPI")]
+        if entry.engine:
+            effects += self._revoke(entry, "superseded", now, nak=False)
+        entry.lease, entry.leased_at = claim.lease, now
+        if entry.suspect and claim.busy:
+            return m.Wait(claim.request), effects
+        entry.epoch += 1
+        entry.engine = claim.engine
+        entry.detokenizer = self._pick_detokenizer(now)
+        entry.progress_at = entry.alive_at = now
+        entry.resumed_from = len(entry.committed)
+        entry.owed = entry.resends = 0
+        if entry.epoch > 1:
+            self.counts["resumed"] += 1
+        if entry.detokenizer:
+            effects.append(Send(DETOKENIZER, entry.detokenizer, self._opened(entry)))
+        left_ms = int((entry.deadline - now) * 1000)
+        reply = m.Granted(
+            entry.request, entry.epoch, list(entry.committed), entry.detokenizer, left_ms, entry.suspect
+        )
+        return reply, effects
+
+    def _revoke(
+        self, entry: Entry, reason: str, now: float, *, nak: bool = True, blame: bool = False
+    ) -> list[Effect]:
+        """Take it from its engine, fence that engine, and have the job delivered again."""
+        self.counts[f"revoked_{reason}"] += 1
+        effects = self._release(entry.ref, entry.engine, "")
+        entry.epoch += 1
+        entry.engine = ""
+        entry.checked_at = now
+        if blame:
+            entry.deaths += 1
+            entry.strikes = 0 if len(entry.committed) > entry.resumed_from else entry.strikes + 1
+            if entry.hopeless:
+                return effects + self._give_up(entry)
+        if nak:
+            effects.append(Settle(entry.lease, "-NAK"))
+        return effects
+
+    def _give_up(self, entry: Entry) -> list[Effect]:
+        self.counts["given_up"] += 1
+        letter = m.DeadLetter(
+            entry.request,
+            entry.model,
+            Code.JOB_CRASHED,
+            entry.deaths,
+            len(entry.committed),
+            entry.prompt_tokens,
+        )
+        failure = Failure(
+            Code.JOB_CRASHED, f"the engine running this request failed {entry.deaths} times; it was given up"
+        )
+        return [Bury(letter), Settle(entry.lease, "+TERM"), *self.cancel(entry.request, failure)]
+
+    def yielded(self, yielded: m.Yielded, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for ref in yielded.refs:
+            entry = self.entries.get(ref.request)
+            if entry is not None and entry.engine == yielded.engine and entry.epoch == ref.epoch:
+                effects += self._revoke(entry, "yielded", now)
+        return effects
+
+    def orphan(self, lease: str) -> list[Effect]:
+        """A job of a gateway that is gone (the actor has made sure): nobody waits for it."""
+        self.counts["orphans"] += 1
+        return [Settle(lease, "+TERM")]
+
+    # -- tokens: what counts
+
+    def delta(self, delta: m.Delta, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for said in delta.said:
+            entry = self.entries.get(said.request)
+            if entry is None or not self._current(entry, said):
+                # Finished, cancelled, or spoken by a holder that lost the job: it is told so.
+                self.counts["refused_stale"] += len(said.tokens)
+                if entry is None or said.epoch < entry.epoch:
+                    ref = m.Ref(said.request, said.epoch)
+                    effects += self._release(ref, delta.engine, "" if entry else delta.detokenizer)
+                continue
+            known = self._known(entry, said)
+            if known < 0:
+                if now - entry.resent_at >= self._watch.silence_s:
+                    effects += self._resend(entry, now)
+            elif known < len(said.tokens):
+                effects += self._commit(entry, said, known, now)
+            else:
+                self.counts["refused_duplicate"] += len(said.tokens)
+        return effects
+
+    @staticmethod
+    def _current(entry: Entry, said: m.Said) -> bool:
+        return said.epoch == entry.epoch
+
+    @staticmethod
+    def _known(entry: Entry, said: m.Said) -> int:
+        """How many of these tokens are committed already; below zero, so many are missing before them."""
+        return len(entry.committed) - said.index
+
+    def _commit(self, entry: Entry, said: m.Said, skip: int, now: float) -> list[Effect]:
+        tokens, texts = said.tokens, said.pieces
+        last = len(tokens) - 1
+        for i in range(skip, last):
+            entry.pieces.append(Piece(tokens[i], texts[i], ""))
+        entry.pieces.append(Piece(tokens[last], texts[last], said.finish))
+        entry.committed += tokens[skip:]
+        entry.progress_at = entry.alive_at = now
+        entry.owed = entry.resends = 0
+        if not said.finish:
+            entry.on_news()
+            return []
+        return [Settle(entry.lease, "+ACK"), *self._end(entry)]
+
+    def recall(self, recall: m.Recall) -> tuple[m.RecallReply, list[Effect]]:
+        entry = self.entries.get(recall.request)
+        if entry is None or entry.epoch != recall.epoch:
+            ref = m.Ref(recall.request, recall.epoch)
+            return m.Gone(recall.request), self._release(ref, recall.engine, "")
+        return self._opened(entry), []
+
+    @staticmethod
+    def _opened(entry: Entry) -> m.Opened:
+        return m.Opened(
+            entry.request,
+            entry.epoch,
+            entry.engine,
+            list(entry.committed),
+            entry.stops,
+            entry.include_stop,
+            entry.keep_special,
+        )
+
+    def _resend(self, entry: Entry, now: float) -> list[Effect]:
+        self.counts["resends"] += 1
+        entry.resends += 1
+        entry.resent_at = now
+        gap = m.Gap(entry.request, entry.epoch, len(entry.committed), entry.detokenizer)
+        return [Send(ENGINE, entry.engine, m.Resend([gap]))]
+
+    # -- the watchdog
+
+    def tick(self, now: float) -> list[Effect]:
+        """While NATS is there: every 50 ms or so."""
+        effects: list[Effect] = []
+        quiet: dict[str, list[m.Ref]] = {}  # engines, and what is asked of each
+        mute: dict[str, list[m.Ref]] = {}  # detokenizers, of which only a sign of life is asked
+        silence = self._watch.silence_s
+        for entry in list(self.entries.values()):
+            if now >= entry.deadline:
+                effects += self._expire(entry)
+            elif not entry.engine:
+                if entry.seq and now - entry.checked_at > 2.0:
+                    entry.checked_at = now
+                    effects.append(Check(entry.request, entry.seq))
+            else:
+                if now - entry.leased_at >= RENEW_S and now - entry.alive_at < ACK_WAIT_S:
+                    entry.leased_at = now
+                    effects.append(Settle(entry.lease, "+WPI"))
+                if now - entry.alive_at >= silence or entry.owed > len(entry.committed):
+                    quiet.setdefault(entry.engine, []).append(entry.ref)
+                    if entry.detokenizer:
+                        mute.setdefault(entry.detokenizer, [])
+        for subject, asked in ((ENGINE, quiet), (DETOKENIZER, mute)):
+            for id, refs in asked.items():
+                peer = self._peers.setdefault(id, Peer())
+                if not peer.probing:
+                    peer.probing = True
+                    effects.append(Probe(subject, id, m.Ping(refs)))
+        return effects
+
+    def expire(self, now: float) -> list[Effect]:
+        """While NATS is away: time runs out all the same."""
+        effects: list[Effect] = []
+        for entry in list(self.entries.values()):
+            if now >= entry.deadline:
+                effects += self._expire(entry)
+        return effects
+
+    def _expire(self, entry: Entry) -> list[Effect]:
+        seconds = entry.deadline - entry.opened_at
+        failure = Failure(
+            Code.DEADLINE_EXCEEDED,
+            f"the request's deadline of {seconds:g} s passed after {len(entry.committed)} tokens",
+        )
+        self.counts["expired"] += 1
+        return self.cancel(entry.request, failure)
+
+    def pong(self, pong: m.Pong, asked: m.Ping, now: float) -> list[Effect]:
+        peer = self._peers.setdefault(pong.id, Peer())
+        peer.probing, peer.missed = False, 0
+        if pong.steps != peer.steps:
+            peer.steps, peer.stepped_at = pong.steps, now
+        held = {h.request: h for h in pong.held}
+        effects: list[Effect] = []
+        for ref in asked.refs:
+            entry = self.entries.get(ref.request)
+            if entry is None or entry.epoch != ref.epoch or entry.engine != pong.id:
+                continue
+            has = held.get(ref.request)
+            if has is None or has.epoch != entry.epoch:
+                effects += self._revoke(entry, "forgotten", now)
+            elif has.sent <= len(entry.committed) and now - max(peer.stepped_at, entry.progress_at) > HANG_S:
+                effects += self._revoke(entry, "hung", now, blame=True)
+            else:
+                entry.alive_at = now
+                effects += self._collect(entry, has.sent, now)
+        return effects
+
+    def _collect(self, entry: Entry, sent: int, now: float) -> list[Effect]:
+        """Its engine has sent `sent` tokens. If they were owed already last time, they are lost on the way."""
+        have = len(entry.committed)
+        if sent <= have:
+            return []
+        if not (have < entry.owed):
+            entry.owed = sent
+            return []
+        entry.owed = 0
+        if entry.resends >= RESENDS:
+            other = self._pick_detokenizer(now, but=entry.detokenizer)
+            if other:
+                self.counts["detokenizers_switched"] += 1
+                return self._switch(entry, other, now)
+        return self._resend(entry, now)
+
+    def unanswered(self, id: str, *, gone: bool, now: float) -> list[Effect]:
+        """A probe of an engine or a detokenizer came to nothing; `gone`: nobody listens there."""
+        peer = self._peers.setdefault(id, Peer())
+        peer.probing = False
+        peer.missed += 1
+        if not (gone and now >= self._grace_until) and peer.missed < self._watch.pings:
+            return []
+        del self._peers[id]
+        effects = self._detokenizer_gone(id, now)
+        for entry in list(self.entries.values()):
+            if entry.engine == id:
+                effects += self._revoke(entry, "died" if gone else "silent", now, blame=True)
+        return effects
+
+    def missing(self, request: str) -> list[Effect]:
+        """The job is not stored any more though nobody runs it: make it again from what we hold."""
+        entry = self.entries.get(request)
+        if entry is None or entry.engine:
+            return []
+        self.counts["resubmitted"] += 1
+        entry.seq = 0
+        entry.prompt = structs.replace(entry.prompt, attempt=entry.prompt.attempt + 1)
+        return [Resubmit(entry.prompt)]
+
+    def reconnected(self, now: float) -> list[Effect]:
+        """NATS is back. What was on its way is lost; silence until now says nothing of anybody."""
+        self._grace_until = now + GRACE_S
+        self._peers.clear()
+        for id in self._detokenizers:
+            self._detokenizers[id] = now
+        for entry in self.entries.values():
+            entry.alive_at = entry.progress_at = now
+            entry.checked_at = min(entry.checked_at, now - 1.5)  # a queued job is looked for soon
+        return self._resend_all(self.entries.values(), now)
+
+    def _resend_all(self, entries: Iterable[Entry], now: float) -> list[Effect]:
+        gaps: dict[str, list[m.Gap]] = {}
+        for entry in entries:
+            if entry.engine:
+                entry.resent_at = now
+                gap = m.Gap(entry.request, entry.epoch, len(entry.committed), entry.detokenizer)
+                gaps.setdefault(entry.engine, []).append(gap)
+        return [Send(ENGINE, engine, m.Resend(list_)) for engine, list_ in gaps.items()]
+
+    # -- who is there
+
+    def here(self, here: m.Here, now: float) -> list[Effect]:
+        if here.role == "detokenizer":
+            if here.state != "ready":
+                return self._detokenizer_gone(here.id, now)
+            new = here.id not in self._detokenizers
+            self._detokenizers[here.id] = now
+            if new:
+                waiting = [e for e in self.entries.values() if e.engine and not e.detokenizer]
+                return [effect for entry in waiting for effect in self._switch(entry, here.id, now)]
+        if now < self._grace_until and here.role == "engine":
+            return self._resend_all((e for e in self.entries.values() if e.engine == here.id), now)
+        return []
+
+    def _pick_detokenizer(self, now: float, but: str = "") -> str:
+        there = [id for id, seen in self._detokenizers.items() if now - seen < SEEN_S and id != but]
+        if len(there) <= 1:
+            return there[0] if there else ""
+        load = Counter(entry.detokenizer for entry in self.entries.values())
+        return min(there, key=lambda id: (load[id], id))
+
+    def _detokenizer_gone(self, id: str, now: float) -> list[Effect]:
+        if self._detokenizers.pop(id, None) is None:
+            return []
+        other = self._pick_detokenizer(now)
+        effects: list[Effect] = []
+        for entry in self.entries.values():
+            if entry.engine and entry.detokenizer == id:
+                self.counts["detokenizers_switched"] += 1
+                entry.detokenizer = ""
+                if other:
+                    effects += self._switch(entry, other, now)
+        return effects
+
+    def _switch(self, entry: Entry, detokenizer: str, now: float) -> list[Effect]:
+        entry.detokenizer = detokenizer
+        entry.resends = entry.owed = 0
+        return [Send(DETOKENIZER, detokenizer, self._opened(entry)), *self._resend(entry, now)]

@@ -1,0 +1,113 @@
+"""The tokenizer's I/O: a prompt in, a job in the queue, an answer that says where or why not."""
+
+import struct
+
+import msgspec
+
+from millrace import messages as m
+from millrace import models, settings
+from millrace.actor import Actor
+from millrace.bus import Bus, Inbox
+from millrace.errors import Code, Failure
+from millrace.messages import Here, Message
+from millrace.subjects import JOB, TOKENIZER, Role, model_key
+from millrace.telemetry import Context
+from services.tokenizer.encode import Encoder
+
+STORE_S = 1.0
+"""A full disk answers nothing at all, and a healthy store answers in milliseconds."""
+
+CREDIT = 32
+"""Prompts under way at once: rendering holds the process, but waiting for the store does not."""
+
+
+async def build(bus: Bus, given: settings.Tokenizer, id: str) -> "TokenizerActor":
+    folder = models.find(given.model)
+    max_len = min(folder.max_len, given.max_len or folder.max_len)
+    return TokenizerActor(bus, id, folder.name, Encoder.load(folder.text), max_len)
+
+
+class TokenizerActor(Actor):
+    role = Role.TOKENIZER
+
+    def __init__(self, bus: Bus, id: str, name: str, encoder: Encoder, max_len: int):
+        super().__init__(bus, id)
+        self._name = name
+        self._key = model_key(name)
+        self._encoder = encoder
+        self._max_len = max_len
+        self._under_way = 0
+
+    async def start(self) -> None:
+        subject = TOKENIZER.to(self._key)
+        await self.bus.listen(Inbox(subject, m.ToTokenizer, self._prompt, queue="tokenizers", credit=CREDIT))
+
+    def here(self, state: str, pid: int) -> Here:
+        counts = dict(self.bus.counts)
+        return Here(
+            self.role, self.id, pid, state, self._under_way, CREDIT, self._name, self._max_len, counts
+        )
+
+    async def drain(self) -> None:
+        """`Bus.close` stops hearing, then waits for what is under way."""
+
+    async def _prompt(self, prompt: m.Prompt, context: Context) -> Message:
+        self._under_way += 1
+        try:
+            return await self._admit(prompt, context)
+        except Failure as failure:
+            return m.Refused(prompt.request, failure.code, failure.message, failure.param)
+        finally:
+            self._under_way -= 1
+
+    async def _admit(self, prompt: m.Prompt, context: Context) -> m.Admitted:
+        ids = self._ids(prompt.input)
+        max_tokens = room(len(ids), prompt.max_tokens, self._max_len)
+        stop_ids = sorted({*prompt.stop_ids, *(() if prompt.ignore_eos else self._encoder.eos_ids)})
+        job = m.Job(
+            prompt.request,
+            prompt.attempt,
+            struct.pack(f"<{len(ids)}I", *ids),
+            prompt.sampling,
+            max_tokens,
+            prompt.min_tokens,
+            stop_ids,
+        )
+        # Asked twice, stored once: the gateway repeats a prompt whose answer it never got.
+        msg_id = f"{prompt.request}:{prompt.attempt}"
+        seq = await self.bus.store(JOB.to(self._key), job, msg_id, STORE_S, context)
+        return m.Admitted(prompt.request, seq, len(ids), max_tokens)
+
+    def _ids(self, given: m.Chat | m.Text | m.Ids) -> list[int]:
+        match given:
+            case m.Chat():
+                tools = msgspec.json.decode(given.tools) if given.tools else None
+                args = msgspec.json.decode(given.template_args) if given.template_args else None
+                return self._encoder.chat(msgspec.json.decode(given.messages), tools=tools, kwargs=args)
+            case m.Text():
+                ids = self._encoder.encode(given.text)
+            case m.Ids():
+                ids = given.ids
+                for id in ids:
+                    if id >= self._encoder.vocab_size:
+                        raise Failure(
+                            Code.INVALID_REQUEST,
+                            f"token id {id} is outside the vocabulary of {self._encoder.vocab_size}",
+                            param="prompt",
+                        )
+        if not ids:
+            raise Failure(Code.INVALID_REQUEST, "the prompt is empty", param="prompt")
+        return ids
+
+
+def room(prompt: int, wanted: int | None, max_len: int) -> int:
+    """How many tokens may be answered; says both numbers when it does not fit."""
+    left = max_len - prompt
+    if left < 1 or (wanted or 0) > left:
+        asked = f" and {wanted} of answer" if wanted else ""
+        raise Failure(
+            Code.CONTEXT_LENGTH_EXCEEDED,
+            f"this model's context is {max_len} tokens; the request has {prompt} tokens of prompt{asked}",
+            param="max_tokens" if left >= 1 else "messages",
+        )
+    return wanted if wanted is not None else left
