@@ -1,0 +1,153 @@
+"""The gateway's application, and the server it runs on."""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from email.utils import formatdate
+from typing import Any
+
+import uvicorn
+from litestar import Litestar, MediaType, Request, Response
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.types import Message, Scope
+from uvicorn.server import ServerState
+
+from millrace.errors import Code, Failure
+from millrace.settings import Gateway
+from services.gateway import fault
+from services.gateway.connection import Connection
+from services.gateway.desk import Desk
+from services.gateway.routes import routes
+from services.gateway.visit import Visit
+
+log = logging.getLogger("millrace.gateway")
+
+KEEP_ALIVE_S = 75
+"""Longer than common proxies and the SDK keep an idle connection, so that it is never we who close first."""
+
+LAST_WORDS_S = 1.0
+"""For what is still running when the grace is over to tell its clients."""
+
+
+def build(desk: Desk, settings: Gateway) -> Litestar:
+    async def before_send(message: Message, scope: Scope) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message["headers"], *Visit.of(scope).headers()]
+            if desk.draining:
+                headers.append((b"connection", b"close"))
+            message["headers"] = headers
+
+    app = Litestar(
+        routes(desk, settings),
+        before_send=[before_send],
+        exception_handlers={Exception: refuse},
+        openapi_config=None,
+        logging_config=None,
+        debug=False,  # whatever the environment says: no traceback leaves in a response
+    )
+    app.state.desk = desk
+    return app
+
+
+def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Whatever a request ends with before its answer has begun, in OpenAI's form."""
+    failure = _failure(error)
+    if failure.code is Code.INTERNAL and not isinstance(error, Failure):
+        log.error("a request failed", exc_info=error)
+    headers = {name.decode(): value.decode() for name, value in fault.headers(failure)}
+    if isinstance(error, MethodNotAllowedException) and error.headers and "allow" in error.headers:
+        headers["allow"] = error.headers["allow"]
+    return Response(
+        fault.body(failure),
+        media_type=MediaType.JSON,
+        status_code=failure.meaning.status,
+        headers=headers,
+    )
+
+
+def _failure(error: Exception) -> Failure:
+    match error:
+        case NotFoundException():
+            return Failure(Code.NOT_FOUND, "There is no such route.")
+        case MethodNotAllowedException():
+            return Failure(Code.METHOD_NOT_ALLOWED, "This route does not take this method.")
+        case HTTPException() if error.status_code < 500:
+            return Failure(Code.INVALID_REQUEST, "The request is not valid HTTP.")
+    return fault.of(error)
+
+
+class Serving:
+    """An application on a listening socket."""
+
+    def __init__(self, app: Litestar, settings: Gateway, server: asyncio.Server, state: ServerState):
+        self._app = app
+        self._settings = settings
+        self._server = server
+        self._state = state
+        self._clock = asyncio.ensure_future(self._tick())
+
+    @property
+    def port(self) -> int:
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self, grace: float) -> None:
+        """Takes nothing new, lets what runs go on for the grace, then tells the rest and closes."""
+        self._app.state.desk.draining = True
+        # Our copy of the socket alone: a gateway that shares it takes what comes from now on.
+        self._server.close()
+        end = time.monotonic() + grace
+        while self._state.connections and time.monotonic() < end:
+            for connection in list(self._state.connections):
+                connection.shutdown()  # the idle ones
+            await asyncio.sleep(0.02)
+        tasks = list(self._state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=LAST_WORDS_S)
+        await asyncio.sleep(0)  # what they wrote goes out with the next turn of the loop
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        self._clock.cancel()
+        await asyncio.wait((self._clock,))
+        await self._server.wait_closed()
+
+    async def _tick(self) -> None:
+        pause = min(1.0, self._settings.slow_reader_s / 4)
+        while True:
+            self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+            now = time.monotonic()
+            for connection in list(self._state.connections):
+                assert isinstance(connection, Connection)
+                connection.sweep(now)
+            await asyncio.sleep(pause)
+
+
+async def serve(app: Litestar, settings: Gateway) -> Serving:
+    """Listens on the handed-over socket, or on host and port. Raises OSError if it cannot."""
+    config = uvicorn.Config(
+        app,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",  # below that, anybody who sends garbage writes our log
+        access_log=False,
+        proxy_headers=False,  # we use no client address, so nobody needs to be believed about one
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Connection(config, state, loop, settings), sock=_listening(settings), backlog=2048
+    )
+    return Serving(app, settings, server, state)
+
+
+def _listening(settings: Gateway) -> socket.socket:
+    if settings.fd >= 0:
+        return socket.socket(fileno=os.dup(settings.fd))
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return socket.create_server((settings.host, settings.port), family=family, backlog=2048)

@@ -1,0 +1,56 @@
+"""The client's end of a request: reading what it sends, and noticing that it has gone."""
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from litestar.types import Receive
+
+from millrace.errors import Code, Failure
+
+
+async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int) -> bytes:
+    """The whole body. Refused as soon as it is known to be too large, not when all of it has come."""
+    for name, value in headers:
+        if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
+            # A few compressed kilobytes may stand for gigabytes.
+            raise Failure(Code.INVALID_REQUEST, "Content-Encoding is not supported: send the body plain.")
+        if name == b"content-length" and int(value) > limit:
+            raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Failure(Code.CANCELLED, "The client went away.")
+        parts.append(message["body"])
+        size += len(message["body"])
+        if size > limit:
+            raise _too_large(limit)
+        if not message["more_body"]:
+            return b"".join(parts)
+
+
+def _too_large(limit: int) -> Failure:
+    return Failure(Code.BODY_TOO_LARGE, f"The body is larger than {limit} bytes.")
+
+
+async def attended(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Does the work, unless its client leaves first: then it is cancelled at once."""
+    job = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
+        if job.done():
+            job.result()
+    finally:
+        job.cancel()
+        gone.cancel()
+        await asyncio.wait((job, gone))
+        if not job.cancelled():
+            job.exception()  # seen: it was raised above, or nobody is left to be told
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

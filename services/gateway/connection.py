@@ -1,0 +1,160 @@
+"""One TCP connection: what uvicorn leaves open is closed here.
+
+uvicorn has no limit for the size of a request's head with httptools, nor for how long a request may take
+to arrive, nor for how long a client may leave its answer unread; and of several requests sent at once it
+tells only the last one that the client has gone.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from millrace.errors import Code, Failure
+from millrace.settings import Gateway
+from services.gateway import fault
+from services.gateway.visit import Visit
+
+EXTENSION = "millrace.connection"
+"""Under this name a request's ASGI scope has its connection."""
+
+MAX_HEAD = 64 << 10
+"""Twice what the strictest common proxies let through."""
+
+ARRIVAL_S = 60.0
+"""For a whole request, and for the first one after the connection was made."""
+
+FRESH_S = 1.0
+"""When the gateway stops, a connection this young whose request is still on its way gets an answer."""
+
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+BAD = b"HTTP/1.1 400 Bad Request\r\n"
+
+
+class Connection(HttpToolsProtocol):
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, loop: asyncio.AbstractEventLoop, settings: Gateway
+    ):
+        super().__init__(config, state, {}, loop)
+        self._settings = settings
+        self._opened_at = self._arriving_since = time.monotonic()  # None once a request is whole
+        self._in_head = True
+        self._head_size = 0  # bytes read while in a head
+        self._header_size = 0  # bytes of the headers that are whole
+        self._ahead: list[RequestResponseCycle] = []  # requests before the last one, still to be answered
+        self._stuck_at = 0.0
+        self._stuck_size = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=self._settings.slow_reader)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for cycle in self._ahead:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+            cycle.message_event.set()
+        super().connection_lost(exc)
+
+    # What arrives
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_size += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
+            self._refuse(TOO_LARGE, "The request's headers are too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_size = 0
+        self._arriving_since = time.monotonic()
+        self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_size += len(name) + len(value) + 4
+        if self._header_size > MAX_HEAD:  # all of it may have come in one read
+            raise ValueError("the headers are too large")  # the parser answers with send_400_response
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self.cycle is not None:
+            self._ahead = [cycle for cycle in (*self._ahead, self.cycle) if not cycle.response_complete]
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._arriving_since = 0.0
+        self._in_head, self._head_size = True, 0
+
+    def send_400_response(self, msg: str) -> None:
+        if self._header_size > MAX_HEAD:
+            self._refuse(TOO_LARGE, "The request's headers are too large.")
+        else:
+            self._refuse(BAD, "This is not an HTTP/1.1 request.")
+
+    def _refuse(self, status: bytes, message: str) -> None:
+        if any(c.response_started and not c.response_complete for c in self._cycles()):
+            # An answer is half sent: anything written now would become a part of it.
+            self.transport.abort()
+            return
+        body = fault.body(Failure(Code.INVALID_REQUEST, message))
+        headers = [
+            *self.server_state.default_headers,
+            *Visit().headers(),
+            (b"x-should-retry", b"false"),
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self.transport.write(status + lines + b"\r\n" + body)
+        self.transport.close()
+
+    def _cycles(self) -> list[RequestResponseCycle]:
+        return [*self._ahead, self.cycle] if self.cycle is not None else []
+
+    # What leaves
+
+    def resume_writing(self) -> None:
+        self._stuck_size = 0
+        super().resume_writing()
+
+    def hang_up(self) -> None:
+        """Close once the answer being sent is complete."""
+        for cycle in self._cycles():
+            if not cycle.response_complete:
+                cycle.keep_alive = False
+                return
+
+    # Time
+
+    def shutdown(self) -> None:
+        if self.cycle is None and time.monotonic() - self._opened_at < FRESH_S:
+            return
+        super().shutdown()
+
+    def sweep(self, now: float) -> None:
+        """Called every so often: ends a request that does not arrive, and an answer that nobody reads."""
+        if self._arriving_since and not self.flow.read_paused and now - self._arriving_since > ARRIVAL_S:
+            self.transport.abort()
+            return
+        unread = self.transport.get_write_buffer_size()
+        waiting = self.flow.write_paused or all(cycle.response_complete for cycle in self._cycles())
+        if not unread or not waiting:
+            self._stuck_size = 0
+        elif not self._stuck_size or unread <= self._stuck_size * 3 // 4:
+            # A trickle is not progress: one byte a second could hold the memory for days.
+            self._stuck_at, self._stuck_size = now, unread
+        elif now - self._stuck_at > self._settings.slow_reader_s:
+            self.transport.abort()
+
+
+def connection_of(scope: Any) -> Connection | None:
+    """The connection a request came on; None under another server, as in a test."""
+    found = (scope.get("extensions") or {}).get(EXTENSION)
+    return found if isinstance(found, Connection) else None

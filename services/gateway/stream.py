@@ -1,0 +1,183 @@
+"""An answer as server-sent events.
+
+What is the same in every chunk of an answer is encoded once, so that a token costs a microsecond or two.
+There is one chunk a token, however many came together: the bytes do not depend on timing.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+from litestar.types import HTTPResponseBodyEvent, HTTPResponseStartEvent, Send
+
+from millrace.errors import Failure
+from services.gateway import fault
+from services.gateway.desk import Answer, Piece
+
+DONE = b"data: [DONE]\n\n"
+WAITING = b": waiting\n\n"
+
+KEEP_ALIVE_S = 5.0
+"""Proxies and clients give up on a silent connection, the strictest known ones after ten seconds."""
+
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the chunks otherwise
+]
+
+
+class Head(msgspec.Struct, kw_only=True):
+    """What every chunk, and the whole answer too, begins with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+def usage(prompt: int, completion: int) -> Usage:
+    return Usage(prompt, completion, prompt + completion)
+
+
+_encode = msgspec.json.encode
+
+
+def quoted(text: str) -> bytes:
+    """The text as JSON. Some clients cut lines where `str.splitlines` does: these characters are escaped."""
+    raw = _encode(text)
+    if text.isascii():
+        return raw
+    return (
+        raw.replace(b"\xc2\x85", b"\\u0085")
+        .replace(b"\xe2\x80\xa8", b"\\u2028")
+        .replace(b"\xe2\x80\xa9", b"\\u2029")
+    )
+
+
+class Events:
+    """Turns pieces into bytes; free of I/O."""
+
+    def __init__(
+        self,
+        head: Head,
+        shape: Literal["chat", "text"],
+        prompt_tokens: int,
+        *,
+        include_usage: bool = False,
+        continuous_usage: bool = False,
+        token_ids: bool = False,
+    ):
+        opening = b"data: " + _encode(head)[:-1] + b',"choices":[{"index":0,'
+        self._usage_opening = b"data: " + _encode(head)[:-1] + b',"choices":[],"usage":'
+        self._prompt_tokens = prompt_tokens
+        self._completion_tokens = 0
+        self._include_usage = include_usage
+        self._continuous = include_usage and continuous_usage
+        self._token_ids = token_ids
+        # OpenAI's chunks say `usage: null` until the last one, but only if that one is wanted.
+        self._end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
+        going_on = b',"logprobs":null,"finish_reason":null'
+        if shape == "chat":
+            self._before, self._after = opening + b'"delta":{"content":', b"}" + going_on
+            self._role = opening + b'"delta":{"role":"assistant","content":""}' + going_on
+            self._finish = opening + b'"delta":{},"logprobs":null,"finish_reason":"%b"'
+        else:
+            self._before, self._after = opening + b'"text":', going_on
+            self._role = b""
+            self._finish = opening + b'"text":"","logprobs":null,"finish_reason":"%b"'
+        self._plain = self._after + self._end
+
+    def of(self, pieces: Iterable[Piece]) -> bytes:
+        out: list[bytes] = []
+        if self._role:
+            out.append(self._role + self._closing())
+            self._role = b""
+        before, after = self._before, self._plain
+        simple = not (self._token_ids or self._continuous)
+        for piece in pieces:
+            self._completion_tokens += 1
+            text = piece.text
+            if simple:
+                if text:
+                    out += (before, quoted(text), after)
+            elif text or self._token_ids:
+                ids = b',"token_ids":[%d]' % piece.token if self._token_ids else b""
+                out += (before, quoted(text), self._after, ids, self._closing())
+            if piece.finish:
+                out.append(self._finish.replace(b"%b", piece.finish.encode()) + self._closing())
+                if self._include_usage:
+                    out += (self._usage_opening, self._usage(), b"}\n\n")
+                out.append(DONE)
+        return b"".join(out)
+
+    def _closing(self) -> bytes:
+        return b'}],"usage":' + self._usage() + b"}\n\n" if self._continuous else self._end
+
+    def _usage(self) -> bytes:
+        return _encode(usage(self._prompt_tokens, self._completion_tokens))
+
+
+class EventStream:
+    """Sends an answer's events as they come, and a comment whenever nothing came for a while.
+
+    Headers wait for the first of these, so that an answer that fails before it begins is an error with
+    its own status. If the client does not read, `send` blocks and the pieces wait where they are.
+    """
+
+    def __init__(self, send: Send, keep_alive_s: float = KEEP_ALIVE_S):
+        self.started = False
+        self._send = send
+        self._keep_alive_s = keep_alive_s
+        self._sending = False
+        self._sent_at = time.monotonic()
+
+    async def run(self, answer: Answer, events: Events) -> None:
+        waiting = asyncio.ensure_future(self._keep_alive())
+        try:
+            while True:
+                pieces = await answer.pieces()
+                body = events.of(pieces)
+                if pieces[-1].finish:
+                    break
+                if body:
+                    await self._write(body)
+        finally:
+            waiting.cancel()
+            await asyncio.wait((waiting,))
+        # In one write with the end of the body: the SDK waits for no more than 100 ms after [DONE].
+        await self._write(body, more=False)
+
+    async def fail(self, failure: Failure) -> None:
+        """The end of a stream that had begun: an error event and never [DONE]."""
+        await self._write(b"data: " + fault.body(failure) + b"\n\n", more=False)
+
+    async def _write(self, body: bytes, *, more: bool = True) -> None:
+        self._sending = True
+        if not self.started:
+            self.started = True
+            start: HTTPResponseStartEvent = {"type": "http.response.start", "status": 200, "headers": HEADERS}
+            await self._send(start)
+        event: HTTPResponseBodyEvent = {"type": "http.response.body", "body": body, "more_body": more}
+        await self._send(event)
+        self._sending = False
+        self._sent_at = time.monotonic()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            quiet = time.monotonic() - self._sent_at
+            if quiet < self._keep_alive_s:
+                await asyncio.sleep(self._keep_alive_s - quiet)
+            elif self._sending:  # the client is not reading what it has
+                await asyncio.sleep(self._keep_alive_s)
+            else:
+                await self._write(WAITING)

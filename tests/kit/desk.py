@@ -1,0 +1,71 @@
+"""A desk that plays a script: no bus, no model, and it remembers what it was asked."""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+
+from millrace.errors import Failure
+from millrace.messages import Finish
+from services.gateway.desk import Ask, Model, Piece
+
+Step = list[Piece] | float | Failure | asyncio.Event
+"""Pieces that come together, a pause in seconds, a bad end, or something to wait for."""
+
+
+def said(*texts: str, finish: Finish = "stop") -> list[Piece]:
+    """One piece a text, numbered from 100; the last one ends the answer."""
+    last = len(texts) - 1
+    return [Piece(100 + i, text, finish if i == last else "") for i, text in enumerate(texts)]
+
+
+class ScriptedAnswer:
+    def __init__(self, script: list[Step], prompt_tokens: int = 7):
+        self.request = f"gw1-{secrets.token_hex(16)}"
+        self.prompt_tokens = prompt_tokens
+        self.cancelled = asyncio.Event()
+        self.taken = 0  # steps
+        self._script = script
+
+    async def pieces(self) -> list[Piece]:
+        while self.taken < len(self._script):
+            step = self._script[self.taken]
+            self.taken += 1
+            match step:
+                case list():
+                    return step
+                case Failure():
+                    raise step
+                case asyncio.Event():
+                    await step.wait()
+                case _:
+                    await asyncio.sleep(step)
+        await asyncio.Event().wait()  # a script without an end never ends
+        raise AssertionError
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class ScriptedDesk:
+    def __init__(self, *script: Step):
+        self.draining = False
+        self.script: list[Step] = list(script) or [said("Hel", "lo")]
+        self.asks: list[Ask] = []
+        self.answers: list[ScriptedAnswer] = []
+        self.opening: Callable[[Ask], Awaitable[None]] | None = None  # may wait, or raise a Failure
+        self.served = [Model("sim", 4096, 1_700_000_000)]
+        self.lacks: list[str] = []
+
+    async def open(self, ask: Ask) -> ScriptedAnswer:
+        self.asks.append(ask)
+        if self.opening is not None:
+            await self.opening(ask)
+        answer = ScriptedAnswer(self.script)
+        self.answers.append(answer)
+        return answer
+
+    def models(self) -> list[Model]:
+        return self.served
+
+    def missing(self) -> list[str]:
+        return self.lacks
