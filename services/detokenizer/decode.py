@@ -1,0 +1,199 @@
+"""Token ids become text, one at a time.
+
+    TextDecoder      one answer's text so far: what is complete is given out, the rest is kept
+    _Spelling        one tokenizer's table from an id to what it writes; shared by all its decoders
+
+The promises, for every sequence of ids, even one that is no text at all:
+
+    whole      the pieces and the end together are exactly `tokenizer.decode(ids)`
+    pure       the piece of a token depends on the ids up to it and on nothing else, so that a process
+               that takes over and feeds the ids again gives the same pieces
+
+`tokenizers.decoders.DecodeStream` gives neither: it compares decoded windows that end in U+FFFD, so
+that after invalid bytes it raises, or keeps its text for ever, and where it starts again depends on
+the past of its process. Here each id is spelled once, into bytes (or text), and only those few are
+carried on: the UTF-8 decoder of the standard library replaces ill-formed bytes as Rust's does.
+
+The prompt is never fed: an answer's text begins with its first token, whatever the prompt ended in.
+"""
+
+import codecs
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+Piece = str | bytes | None  # text; bytes of a character yet to be completed; nothing at all
+
+BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder, for its decoding side. A bad one is a ValueError that names it."""
+    path = folder / "tokenizer.json"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path}: leads out of its folder")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [value for value in range(256) if value not in printable]
+    standing = [*printable, *range(256, 256 + len(hidden))]
+    return {chr(point): value for point, value in zip(standing, [*printable, *hidden], strict=True)}
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+class _Steps:
+    """A decoder's steps from tokenizer.json, reduced to what they do to one token and to the whole."""
+
+    def __init__(self, state: dict[str, Any] | None):
+        self.byte_level = False
+        self.byte_fallback = False
+        self.fused = False
+        self.replacements: list[tuple[str, str]] = []
+        self.space = ""  # Metaspace's stand-in for a space
+        self.drops_first_space = False
+        self.strip = ("", 0)  # the character, and how many of it the text loses at its start
+        self.joint = " " if state is None else ""  # no decoder: the tokens themselves, like words
+        for step in self._flat(state):
+            if not self._take(step):
+                raise ValueError(f"the tokenizer's decoder {step['type']} cannot be followed token by token")
+
+    def _flat(self, state: dict[str, Any] | None) -> list[dict[str, Any]]:
+        if state is None:
+            return []
+        if state["type"] == "Sequence":
+            return [step for part in state["decoders"] for step in self._flat(part)]
+        return [state]
+
+    def _take(self, step: dict[str, Any]) -> bool:
+        """Whether the step could be taken. Their order matters: only the one order in use is followed."""
+        kind = step["type"]
+        whole = self.byte_level or self.fused  # the tokens have become one text
+        if kind == "Fuse":
+            self.fused = True
+        elif kind == "Strip" and whole and not self.byte_level and not step["stop"] and not self.strip[1]:
+            self.strip = (step["content"], step["start"])
+        elif whole or self.byte_fallback:
+            return False
+        elif kind == "ByteLevel":
+            self.byte_level = not self.replacements and not self.space
+            return self.byte_level
+        elif kind == "ByteFallback":
+            self.byte_fallback = True
+        elif kind == "Replace" and "String" in step["pattern"]:
+            self.replacements.append((step["pattern"]["String"], step["content"]))
+        elif kind == "Metaspace" and not self.replacements and not self.space:
+            self.space = step["replacement"]
+            self.drops_first_space = step["prepend_scheme"] != "never"
+        else:
+            return False
+        return True
+
+
+class _Spelling(dict[int, Piece]):
+    """What each id writes, filled as ids are met: a large vocabulary is mostly never used."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool):
+        super().__init__()
+        decoder = tokenizer.decoder
+        self.steps = _Steps(None if decoder is None else json.loads(decoder.__getstate__()))
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._skipped = {token.content for token in added if token.special} if skip_special else set()
+
+    def __missing__(self, token_id: int) -> Piece:
+        try:
+            token = self._tokenizer.id_to_token(token_id)
+        except OverflowError:  # negative, or over 32 bits
+            return None
+        if token is None:  # a row of the model beyond its vocabulary; not kept: there is no end of those
+            return None
+        piece = self[token_id] = None if token in self._skipped else self._spell(token)
+        return piece
+
+    def first(self, token_id: int) -> str | bytes:
+        """What an id that is the first of its text writes: Metaspace drops the space it begins with."""
+        token = str(self._tokenizer.id_to_token(token_id))
+        return self._spell(token.replace(self.steps.space, "") if self.steps.drops_first_space else token)
+
+    def _spell(self, token: str) -> str | bytes:
+        steps = self.steps
+        if steps.byte_level:
+            try:
+                return bytes([_ALPHABET[char] for char in token])
+            except KeyError:  # an added token, written as itself
+                return token.encode()
+        for old, new in steps.replacements:
+            token = token.replace(old, new)
+        if steps.byte_fallback and (byte := BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(byte[1])
+        if steps.space:
+            token = token.replace(steps.space, " ")
+        return token
+
+
+@functools.lru_cache(maxsize=16)  # one or two for each model that a process serves
+def _spelling(tokenizer: Tokenizer, skip_special: bool) -> _Spelling:
+    return _Spelling(tokenizer, skip_special)
+
+
+class TextDecoder:
+    """One answer's text. The tokenizer must not be changed once a decoder was made from it."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+        self._spelled = _spelling(tokenizer, skip_special)
+        steps = self._spelled.steps
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if steps.byte_level else None
+        self._begun = not (steps.drops_first_space or steps.joint)
+        self._run = b""  # byte-fallback tokens in a row: the reference judges such a run as a whole
+        self._strip, self._stripping = steps.strip
+
+    def step(self, token_id: int) -> str:
+        """The text that this token completes; "" while a character is still incomplete."""
+        piece = self._spelled[token_id]
+        if piece is None:
+            return ""
+        if self._utf8 is not None:
+            return self._utf8.decode(piece)  # type: ignore[arg-type]  # bytes, from a byte-level tokenizer
+        if not self._begun:
+            self._begun = True
+            piece = self._spelled.first(token_id)
+        elif self._spelled.steps.joint:
+            piece = f"{self._spelled.steps.joint}{piece!s}"
+        if isinstance(piece, bytes):
+            self._run += piece
+            return ""
+        return self._stripped(self._run_text() + piece)
+
+    def finish(self) -> str:
+        """What is left at the end: bytes that never became a character, as U+FFFD."""
+        if self._utf8 is not None:
+            return self._utf8.decode(b"", final=True)
+        return self._stripped(self._run_text())
+
+    def _run_text(self) -> str:
+        run, self._run = self._run, b""
+        try:
+            return run.decode()
+        except UnicodeDecodeError:  # one bad byte spoils its run, and each of its bytes is told
+            return "\ufffd" * len(run)
+
+    def _stripped(self, text: str) -> str:
+        while self._stripping and text:
+            if not text.startswith(self._strip):
+                self._stripping = 0
+                break
+            text = text[1:]
+            self._stripping -= 1
+        return text
