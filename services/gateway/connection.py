@@ -143,8 +143,14 @@ class Connection(HttpToolsProtocol):
         if self._arriving_since and not self.flow.read_paused and now - self._arriving_since > ARRIVAL_S:
             self.transport.abort()
             return
+        idle = all(cycle.response_complete for cycle in self._cycles())
+        if idle and not self._arriving_since and self.timeout_keep_alive_task is None:
+            # The rest of a body that nobody wanted any more has disarmed uvicorn's own timer.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
         unread = self.transport.get_write_buffer_size()
-        waiting = self.flow.write_paused or all(cycle.response_complete for cycle in self._cycles())
+        waiting = self.flow.write_paused or idle
         if not unread or not waiting:
             self._stuck_size = 0
         elif not self._stuck_size or unread <= self._stuck_size * 3 // 4:

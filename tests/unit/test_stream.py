@@ -1,0 +1,204 @@
+"""The bytes of a streamed answer."""
+
+# ruff: noqa: SIM300 (expected == actual)
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from litestar.types import Message
+
+from millrace.errors import Code, Failure
+from services.gateway.desk import Piece
+from services.gateway.stream import Events, EventStream, Head, quoted
+from tests.kit.desk import ScriptedAnswer, said
+
+HEAD = Head(
+    id="chatcmpl-1", object="chat.completion.chunk", created=5, model="sim", system_fingerprint="fp_1"
+)
+OPENING = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":5,"model":"sim",'
+    b'"system_fingerprint":"fp_1","choices":['
+)
+
+
+def chunks(raw: bytes) -> list[Any]:
+    events = raw.decode().split("\n\n")
+    assert "" == events.pop()
+    return [
+        json.loads(event.removeprefix("data: ")) if "[DONE]" not in event else "[DONE]" for event in events
+    ]
+
+
+def test_golden_bytes_of_a_chat() -> None:
+    """Role, one chunk a token, the reason for the end, [DONE]: these bytes."""
+    events = Events(HEAD, "chat", 7)
+
+    assert (
+        OPENING
+        + b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
+        + OPENING
+        + b'{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]}\n\n'
+        + OPENING
+        + b'{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]}\n\n'
+        + b"data: [DONE]\n\n"
+    ) == events.of(said("Hi"))
+
+
+def test_golden_bytes_of_a_completion() -> None:
+    """The older route has text in place of a delta, and no role."""
+    events = Events(HEAD, "text", 7)
+
+    assert (
+        OPENING
+        + b'{"index":0,"text":"Hi","logprobs":null,"finish_reason":null}]}\n\n'
+        + OPENING
+        + b'{"index":0,"text":"","logprobs":null,"finish_reason":"length"}]}\n\n'
+        + b"data: [DONE]\n\n"
+    ) == events.of(said("Hi", finish="length"))
+
+
+def test_usage_comes_last() -> None:
+    """With include_usage the last chunk has it and no choices, and the others say null."""
+    *others, last, done = chunks(Events(HEAD, "chat", 7, include_usage=True).of(said("a", "", "b")))
+
+    assert "[DONE]" == done
+    assert ([], {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}) == (
+        last["choices"],
+        last["usage"],
+    )
+    assert [None] * 4 == [chunk["usage"] for chunk in others]
+
+
+def test_continuous_usage() -> None:
+    """With continuous_usage_stats every chunk counts the tokens so far."""
+    events = Events(HEAD, "chat", 7, include_usage=True, continuous_usage=True)
+    *counted, done = chunks(events.of(said("a", "b")))
+
+    assert "[DONE]" == done
+    assert [0, 1, 2, 2, 2] == [chunk["usage"]["completion_tokens"] for chunk in counted]
+
+
+def test_token_ids() -> None:
+    """With return_token_ids each token has its chunk and its id, text or not."""
+    _, *tokens, _last, _done = chunks(Events(HEAD, "chat", 7, token_ids=True).of(said("a", "", "b")))
+
+    assert [(100, "a"), (101, ""), (102, "b")] == [
+        (chunk["choices"][0]["token_ids"][0], chunk["choices"][0]["delta"]["content"]) for chunk in tokens
+    ]
+
+
+pieces = st.lists(st.text(st.characters(codec="utf-8"), max_size=8), min_size=1, max_size=12)
+
+
+@given(pieces, st.data(), st.booleans())
+def test_bytes_do_not_depend_on_batches(texts: list[str], data: st.DataObject, token_ids: bool) -> None:
+    """However the pieces come together, the client receives the same bytes."""
+    one = Events(HEAD, "chat", 7, include_usage=True, token_ids=token_ids)
+    other = Events(HEAD, "chat", 7, include_usage=True, token_ids=token_ids)
+    answer = said(*texts)
+    cut = data.draw(st.integers(0, len(answer)))
+    parts = [part for part in (answer[:cut], answer[cut:]) if part]
+
+    assert one.of(answer) == b"".join(other.of(part) for part in parts)
+
+
+@given(pieces)
+def test_text_cannot_leave_its_event(texts: list[str]) -> None:
+    """Token text comes out as it went in, and makes no line or event of its own for any client."""
+    raw = Events(HEAD, "chat", 7).of(said(*texts))
+    lines = [line for line in raw.decode().splitlines() if line]
+
+    assert "".join(texts) == "".join(
+        json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:-1]
+    )
+
+
+def test_awkward_separators_are_escaped() -> None:
+    """What `str.splitlines` takes for the end of a line is escaped."""
+    assert rb'"\u0085\u2028\u2029\n"' == quoted("\u0085\u2028\u2029\n")
+
+
+class Sent:
+    """An ASGI send that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    async def __call__(self, message: Message) -> None:
+        self.messages.append(message)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [message["body"] for message in self.messages[1:]]
+
+
+async def test_one_write_takes_all_that_is_there() -> None:
+    """Pieces that came together leave together, and the end of the body with the last of them."""
+    sent = Sent()
+    answer = ScriptedAnswer([[Piece(1, "a", ""), Piece(2, "b", "")], said("c")])
+    await EventStream(sent).run(answer, Events(HEAD, "chat", 7))
+
+    assert ["http.response.start", "http.response.body", "http.response.body"] == [
+        m["type"] for m in sent.messages
+    ]
+    assert [True, False] == [m["more_body"] for m in sent.messages[1:]]
+
+
+async def test_silence_is_filled() -> None:
+    """A stream that is quiet for long carries comments, before the first token too, and no others."""
+    sent = Sent()
+    answer = ScriptedAnswer([0.05, [Piece(1, "a", "")], said("b")])
+    await EventStream(sent, keep_alive_s=0.02).run(answer, Events(HEAD, "chat", 7))
+    *comments, _first, last = sent.bodies
+
+    assert {b": waiting\n\n"} == set(comments)
+    assert last.endswith(b"[DONE]\n\n")
+
+
+async def test_no_comment_while_tokens_come() -> None:
+    """A stream that is never quiet has no comment."""
+    sent = Sent()
+    await EventStream(sent).run(ScriptedAnswer([[Piece(1, "a", "")], said("b")]), Events(HEAD, "chat", 7))
+
+    assert not any(body.startswith(b":") for body in sent.bodies)
+
+
+async def test_a_failure_before_the_first_piece_sends_nothing() -> None:
+    """Such an answer can still be an error with its own status."""
+    sent = Sent()
+    stream = EventStream(sent)
+    with pytest.raises(Failure):
+        await stream.run(ScriptedAnswer([Failure(Code.DEADLINE_EXCEEDED, "late")]), Events(HEAD, "chat", 7))
+
+    assert (False, []) == (stream.started, sent.messages)
+
+
+async def test_a_failure_later_is_an_event() -> None:
+    """A stream that fails ends with one error event, never with [DONE]."""
+    sent = Sent()
+    stream = EventStream(sent)
+    late = Failure(Code.DEADLINE_EXCEEDED, "late")
+    with pytest.raises(Failure):
+        await stream.run(ScriptedAnswer([[Piece(1, "a", "")], late]), Events(HEAD, "chat", 7))
+    await stream.fail(late)
+
+    assert (
+        b'data: {"error":{"message":"late","type":"timeout_error",'
+        b'"param":null,"code":"deadline_exceeded"}}\n\n' == sent.bodies[-1]
+    )
+    assert b"[DONE]" not in b"".join(sent.bodies)
+
+
+async def test_a_cancelled_stream_leaves_nothing_behind() -> None:
+    """Its keep-alive ends with it."""
+    stream = asyncio.ensure_future(EventStream(Sent()).run(ScriptedAnswer([60.0]), Events(HEAD, "chat", 7)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    stream.cancel()
+    await asyncio.wait((stream,))
+
+    assert {asyncio.current_task()} == asyncio.all_tasks()
