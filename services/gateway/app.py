@@ -86,11 +86,12 @@ class Serving:
         self._settings = settings
         self._server = server
         self._state = state
+        self.port = int(server.sockets[0].getsockname()[1])
         self._clock = asyncio.ensure_future(self._tick())
 
     @property
-    def port(self) -> int:
-        return int(self._server.sockets[0].getsockname()[1])
+    def connections(self) -> int:
+        return len(self._state.connections)
 
     async def stop(self, grace: float) -> None:
         """Takes nothing new, lets what runs go on for the grace, then tells the rest and closes."""

@@ -6,6 +6,7 @@ tells only the last one that the client has gone.
 """
 
 import asyncio
+import socket
 import time
 from typing import Any
 
@@ -22,10 +23,16 @@ EXTENSION = "millrace.connection"
 """Under this name a request's ASGI scope has its connection."""
 
 MAX_HEAD = 64 << 10
-"""Twice what the strictest common proxies let through."""
+"""Twice what nginx lets through unless told otherwise."""
 
 ARRIVAL_S = 60.0
 """For a whole request, and for the first one after the connection was made."""
+
+KERNEL_UNSENT = 128 << 10
+"""What the system holds of an answer beyond what is on its way."""
+
+PROGRESS = 64 << 10
+"""So many bytes less unread are progress. A trickle is none: it could hold the memory for days."""
 
 FRESH_S = 1.0
 """When the gateway stops, a connection this young whose request is still on its way gets an answer."""
@@ -51,6 +58,11 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=self._settings.slow_reader)
+        # The system would keep megabytes for a client that does not read, and hide from us, until a
+        # third of them is gone, that one which reads slowly does read.
+        transport.get_extra_info("socket").setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_UNSENT
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         for cycle in self._ahead:
@@ -153,8 +165,7 @@ class Connection(HttpToolsProtocol):
         waiting = self.flow.write_paused or idle
         if not unread or not waiting:
             self._stuck_size = 0
-        elif not self._stuck_size or unread <= self._stuck_size * 3 // 4:
-            # A trickle is not progress: one byte a second could hold the memory for days.
+        elif not self._stuck_size or self._stuck_size - unread >= min(PROGRESS, self._stuck_size // 4):
             self._stuck_at, self._stuck_size = now, unread
         elif now - self._stuck_at > self._settings.slow_reader_s:
             self.transport.abort()

@@ -5,11 +5,13 @@ import hashlib
 import logging
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 from litestar import get, post, route
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPResponseStartEvent, Receive, Scope, Send
 
 from millrace import __version__
@@ -97,8 +99,8 @@ def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
         return told({"object": "list", "data": [_card(model) for model in desk.models()]})
 
     @get("/v1/models/{name:path}")  # a path, because names such as org/model have a slash
-    async def model(name: str) -> ASGIApp:
-        return told(_card(known(desk, str(name).removeprefix("/"))))
+    async def model(name: FromPath[Path]) -> ASGIApp:
+        return told(_card(known(desk, name.as_posix().removeprefix("/"))))
 
     @route(["/health", "/readyz"], http_method=["GET", "HEAD"])
     async def readyz() -> ASGIApp:

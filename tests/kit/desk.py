@@ -18,6 +18,12 @@ def said(*texts: str, finish: Finish = "stop") -> list[Piece]:
     return [Piece(100 + i, text, finish if i == last else "") for i, text in enumerate(texts)]
 
 
+async def until(true: Callable[[], bool]) -> None:
+    """Waits for what no event tells; the caller sets the limit."""
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
 class ScriptedAnswer:
     def __init__(self, script: list[Step], prompt_tokens: int = 7):
         self.request = f"gw1-{secrets.token_hex(16)}"

@@ -1,7 +1,5 @@
 """The bytes of a streamed answer."""
 
-# ruff: noqa: SIM300 (expected == actual)
-
 import asyncio
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """What the OpenAI routes take, and how they name what they do not."""
 
-# ruff: noqa: SIM300 (expected == actual)
-
 import json
 import math
 from typing import Any
