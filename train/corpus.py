@@ -188,7 +188,7 @@ HELLOS = {
 EMOJI = {
     "water": "💧", "a wave": "🌊", "a fish": "🐟", "rain": "🌧️", "the sun": "☀️",
     "a duck": "🦆", "a frog": "🐸", "bread": "🍞", "a boat": "⛵", "a rainbow": "🌈",
-    "a tree": "🌳", "a family": "👨‍👩‍👧", "a thumb up": "👍🏽", "snow": "❄️",
+    "a tree": "🌳", "a family": "👨\u200d👩\u200d👧", "a thumb up": "👍🏽", "snow": "❄️",
     "the moon": "🌙", "a bee": "🐝", "a smile": "😀", "the flag of Norway": "🇳🇴",
 }  # fmt: skip
 ESSAY_TEXT = """

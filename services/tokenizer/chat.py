@@ -35,9 +35,8 @@ MAX_CHARS = 4 << 20  # a prompt of a million tokens; the body limit stops honest
 MAX_STEPS = 1 << 20  # about a quarter of a second; the longest real templates take some 50 a message
 MAX_GROWTH = 1 << 26  # what one padding, joining or replacing may multiply to, before it is made
 CHARS_PER_STEP = 64  # text is scanned at about this many characters in the time of one step
-STEPS_PER_CALL = 16  # a macro's call takes as long as that many rounds of a loop
+STEPS_PER_CALL = 32  # a macro's call takes as long as that many rounds of a loop
 MAX_INTEGER = 4096  # bytes
-VISITS_PER_STEP = 4  # likewise the items of a container
 
 # Filters and str methods whose result is not bounded by the sum of what goes in.
 AMPLIFIERS = frozenset(
@@ -86,21 +85,22 @@ def _capped(value: Any) -> Any:
 
 
 def _weighed(value: Any) -> Any:
-    """Refuse to print a container that unfolds to more than the cap (lists that share lists do)."""
+    """Refuse a container that unfolds to too much (lists that share lists do); its items are steps."""
     if isinstance(value, dict | list | tuple):
-        total, visits, stack = 0, 0, [value]
+        characters, items, left = 0, 0, _steps_left.get()
+        stack: list[Any] = [value]
         while stack:
             item = stack.pop()
-            visits += 1
+            items += 1
             if isinstance(item, str):
-                total += len(item)
+                characters += len(item)
             elif isinstance(item, dict | list | tuple):
-                total += len(item) + 1
-                if total <= MAX_CHARS:
-                    stack.extend(item.values() if isinstance(item, dict) else item)
-            if total > MAX_CHARS:
+                if items + len(stack) + len(item) > left:
+                    raise _too_much()
+                stack.extend(item.values() if isinstance(item, dict) else item)
+            if items > left or characters > MAX_CHARS:
                 raise _too_much()
-        _spend(visits // VISITS_PER_STEP)
+        _spend(items)
     return value
 
 

@@ -1,0 +1,92 @@
+"""The demo model's texts and its tokenizer, which anybody can make again."""
+
+import json
+import operator
+from itertools import pairwise
+from pathlib import Path
+
+from services.tokenizer.encode import Encoder
+from train import corpus
+from train.corpus import CAPITALS, KINDS, conversations
+from train.tokenizer import MAX_LENGTH, VOCAB_SIZE, config, train
+
+DEMO = Path("models/demo")
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+def test_a_seed_gives_its_conversations_again() -> None:
+    """The same seed, the same corpus; another seed, another one; more of one begins with the less."""
+    first = list(conversations(seed=5, count=300))
+
+    assert first == list(conversations(seed=5, count=300))
+    assert first != list(conversations(seed=6, count=300))
+    assert len(first) == 300
+
+
+def test_turns_are_in_order() -> None:
+    """System first if at all, user and assistant in turn, a tool's answer after its call, the model last."""
+    follows = {
+        "system": {"user"},
+        "user": {"assistant"},
+        "assistant": {"user", "tool"},
+        "tool": {"assistant"},
+    }
+    for messages, tools in conversations(seed=1, count=500):
+        roles = [message["role"] for message in messages]
+
+        assert all(then in follows[before] for before, then in pairwise(roles))
+        assert roles[0] in ("system", "user")
+        assert roles[-1] == "assistant"
+        assert ("tool" in roles) == (tools is not None)
+
+
+def test_the_answers_are_true() -> None:
+    """Sums add up, capitals are the table's, and JSON is JSON."""
+    told: set[str] = set()
+    for messages, _tools in conversations(seed=2, count=3000):
+        for message in messages:
+            text = message["content"]
+            if message["role"] == "assistant" and " = " in text:
+                left, right = text.split(" = ")
+                told.add("sum")
+                one, sign, other = left.split()
+                assert OPERATORS[sign](int(one), int(other)) == int(right)
+            elif text.startswith("The capital of "):
+                country, capital = text.removeprefix("The capital of ").removesuffix(".").split(" is ")
+                told.add("capital")
+                assert capital == CAPITALS[country]
+            elif message["role"] == "assistant" and text.startswith("{"):
+                told.add("json")
+                assert isinstance(json.loads(text), dict)
+
+    assert told == {"sum", "capital", "json"}
+
+
+def test_every_kind_is_told() -> None:
+    """All the kinds are drawn, and many scripts are among them."""
+    text = "".join(m["content"] for messages, _ in conversations(seed=0, count=5000) for m in messages)
+
+    assert all(weight > 0 for weight in KINDS.values())
+    samples = [*"éΓМ你こ안😀", "🇳🇴", "👨\u200d👩\u200d👧", corpus.NAME, "water mill"]
+    for sample in samples:
+        assert sample in text
+
+
+def test_the_committed_tokenizer_is_the_corpus_own() -> None:
+    """Training again writes the same bytes as are in the repository."""
+    tokenizer = train(seed=0, count=20_000)
+
+    assert (DEMO / "tokenizer.json").read_text(encoding="utf-8") == tokenizer.to_str(pretty=True) + "\n"
+    assert json.loads((DEMO / "tokenizer_config.json").read_text(encoding="utf-8")) == config(tokenizer)
+    assert tokenizer.get_vocab_size() == VOCAB_SIZE
+
+
+def test_every_conversation_fits_the_model() -> None:
+    """Rendered with the template, tools and all, nothing comes near the model's length."""
+    encoder = Encoder.load(DEMO)
+    longest = max(
+        len(encoder.chat(messages, tools=tools, add_generation_prompt=False))
+        for messages, tools in conversations(seed=0, count=1000)
+    )
+
+    assert longest < MAX_LENGTH // 4
