@@ -33,7 +33,7 @@ class Actor(ABC):
     def here(self, state: str, pid: int) -> Here:
         """What the others may know of it now."""
 
-    async def reconnected(self) -> None:
+    async def reconnected(self) -> None:  # noqa: B027 - most have nothing to do
         """NATS is back; subscriptions are there again, what was on its way is not."""
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

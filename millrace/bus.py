@@ -1,7 +1,7 @@
 """The only file that imports nats: connect, publish, request, listen, pull, store.
 
 nats-py's defaults suit long-lived clients of a distant server. Here a server that dies is back within a
-second and a process that is cut off must know it, so reconnecting is quick and endless and pings are frequent.
+second and a process that is cut off must know it: reconnecting is quick and endless, pings are frequent.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class Bus:
         self._subs: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()  # what went wrong so far; `Here` carries it
-        self.on_up: Callable[[], None] = lambda: None
+        self.on_up: Callable[[], Awaitable[None]] | None = None
 
     # -- connection
 
@@ -102,7 +102,8 @@ class Bus:
         async def on_up() -> None:
             log.info("connected to NATS again")
             bus.counts["reconnects"] += 1
-            bus.on_up()
+            if bus.on_up is not None:
+                await bus.on_up()
 
         async def on_down() -> None:
             log.warning("NATS is away")
@@ -119,7 +120,7 @@ class Bus:
                 disconnected_cb=on_down,
                 allow_reconnect=True,
                 connect_timeout=2,
-                reconnect_time_wait=0.05,
+                reconnect_time_wait=0.05,  # type: ignore[arg-type]  # it only sleeps for it
                 max_reconnect_attempts=-1,
                 ping_interval=1,
                 max_outstanding_pings=3,

@@ -1,6 +1,7 @@
 """One process's life: connect, start, pump, drain, stop."""
 
 import asyncio
+import importlib
 import logging
 import os
 import secrets
@@ -48,14 +49,7 @@ def main(role: Role, given: settings.Process) -> int:
 
 def _builder(role: Role) -> Build:
     """A process imports its own role only: a detokenizer starts without the web server."""
-    if role is Role.GATEWAY:
-        from services.gateway.actor import build  # noqa: PLC0415
-    elif role is Role.TOKENIZER:
-        from services.tokenizer.actor import build  # noqa: PLC0415
-    elif role is Role.ENGINE:
-        from services.engine.actor import build  # noqa: PLC0415
-    else:
-        from services.detokenizer.actor import build  # noqa: PLC0415
+    build: Build = importlib.import_module(f"services.{role}.actor").build
     return build
 
 
@@ -65,7 +59,7 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
         asyncio.get_running_loop().add_signal_handler(sig, stopping.set)
     connecting = asyncio.ensure_future(Bus.connect(given.nats, role, id))
     build = _builder(role)  # its imports take a while, and so may NATS
-    stopped = asyncio.ensure_future(stopping.wait())
+    stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if not connecting.done():
         connecting.cancel()
@@ -87,12 +81,12 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
         await tell()
         await actor.reconnected()
 
-    bus.on_up = lambda: actor.spawn(again())
+    bus.on_up = again
     await actor.start()
     state = State.READY
     telling = asyncio.create_task(tell_on())
     log.info("ready")
-    await asyncio.wait({stopped, actor.broken}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((stopped, actor.broken), return_when=asyncio.FIRST_COMPLETED)
     status = 0
     if actor.broken.done():
         log.critical("ended by a defect", exc_info=actor.broken.result())

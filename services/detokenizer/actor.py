@@ -5,8 +5,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from millrace import messages as m
 from millrace import models, settings
 from millrace.actor import Actor
@@ -14,11 +12,13 @@ from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
 from millrace.messages import Here, Message
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, Role
 from millrace.telemetry import Context
-from services.detokenizer.decode import TextDecoder
+from services.detokenizer.decode import TextDecoder, load_tokenizer
 from services.detokenizer.scribe import Ask, Effect, Scribe
 
 RECALL_S = 0.4
 SWEEP_S = 5.0
+LINGER_S = 2.0
+"""An owner that has not moved its requests by then finds out by itself."""
 
 
 async def build(bus: Bus, given: settings.Detokenizer, id: str) -> "DetokenizerActor":
@@ -32,7 +32,7 @@ class DetokenizerActor(Actor):
     def __init__(self, bus: Bus, id: str, name: str, text: Path):
         super().__init__(bus, id)
         self._name = name
-        tokenizer = Tokenizer.from_file(str(text / "tokenizer.json"))
+        tokenizer = load_tokenizer(text)
         self._scribe = Scribe(id, lambda keep: TextDecoder(tokenizer, skip_special=not keep))
 
     async def start(self) -> None:
@@ -45,8 +45,9 @@ class DetokenizerActor(Actor):
 
     async def drain(self) -> None:
         """'draining' was said: the owners have their requests continued elsewhere. Until they have, go on."""
-        deadline = time.monotonic() + 2
-        while self._scribe.live and time.monotonic() < deadline:
+        for _ in range(int(LINGER_S / 0.02)):
+            if not self._scribe.live:
+                break
             await asyncio.sleep(0.02)
 
     async def _told(self, message: m.ToDetokenizer, context: Context) -> Message | None:

@@ -84,7 +84,7 @@ class Scribe:
                 waiting.append((frame.engine, run))
                 if len(waiting) == 1:
                     effects.append((owner, Ask(m.Recall(run.request, run.epoch, frame.engine))))
-            elif transcript.epoch > run.epoch:
+            elif self._fenced(transcript, run):
                 self.counts["refused_stale"] += len(run.tokens)
             elif run.index > len(transcript.tokens):
                 if not transcript.finish:
@@ -99,6 +99,11 @@ class Scribe:
                     said.setdefault(owner, []).append(part)
         effects += [(owner, m.Delta(frame.engine, self.id, parts)) for owner, parts in said.items()]
         return effects
+
+    @staticmethod
+    def _fenced(transcript: Transcript, run: m.Run) -> bool:
+        """Said by an engine that has lost the job since."""
+        return run.epoch < transcript.epoch
 
     @staticmethod
     def _hear(transcript: Transcript, run: m.Run) -> None:

@@ -21,8 +21,8 @@ class StepLoop:
         self,
         scheduler: Scheduler,
         model: Model,
-        deliver: Callable[[list[Output]], None],
-        failed: Callable[[BaseException], None],
+        deliver: Callable[[list[Output]], object],
+        failed: Callable[[BaseException], object],
         sampler: Sampler = choose,
     ):
         """`deliver` and `failed` are called in the loop's thread."""

@@ -108,10 +108,13 @@ class Roster:
         if known is None or not known.epoch:
             if known is not None:
                 self._drop(job.request)
+            # It claims beside prefill, at no cost in time. One that was delivered before may have crashed an
+            # engine: that one is not touched until the owner says so, nor is anything started beside it.
+            careful = delivery > 1 or any(
+                h.phase is Phase.CLAIMING and not h.on_board for h in self.holds.values()
+            )
             hold = self.holds[job.request] = Hold(job, lease, Phase.CLAIMING, now)
-            if delivery == 1:
-                # It claims beside prefill, at no cost in time. One that was delivered before may have
-                # crashed an engine: that one is not touched until the owner says so.
+            if not careful:
                 self._board_add(hold)
         return [self._claim(job.request, lease)]
 
@@ -145,8 +148,7 @@ class Roster:
         if isinstance(reply, m.Granted):
             if hold is None or self.leaving:
                 # dropped while the claim was under way: hand it straight on
-                ref = m.Ref(claim.request, reply.epoch)
-                return [Send(GATEWAY, m.owner_of(claim.request), m.Yielded(self.id, [ref]))]
+                return [self._yield(reply)]
             return self._granted(hold, claim, reply, now)
         if hold is None or hold.epoch:
             return []  # Gone means this delivery: what runs, runs on
@@ -167,9 +169,14 @@ class Roster:
                 self._board.drop(reply.request)
                 hold.on_board = False
         if reply.alone:
-            for request, other in list(self.holds.items()):
-                if other.phase in (Phase.WAITING, Phase.CLAIMING) and other is not hold:
-                    self._drop(request)
+            others = [
+                (r, h) for r, h in self.holds.items() if h is not hold and h.phase is not Phase.FINISHED
+            ]
+            if any(other.phase is Phase.RUNNING for _, other in others):
+                self._drop(reply.request)  # one was granted while this claim was under way
+                return [self._yield(reply)]
+            for request, _ in others:
+                self._drop(request)
         hold.phase, hold.at, hold.lease = Phase.RUNNING, now, claim.lease
         hold.epoch, hold.detokenizer, hold.alone = reply.epoch, reply.detokenizer, reply.alone
         hold.ids, hold.finish = list(reply.committed), ""
@@ -178,6 +185,10 @@ class Roster:
             self._board_add(hold)
         self._board.grant(reply.request, reply.epoch, reply.committed)
         return []
+
+    def _yield(self, granted: m.Granted) -> Send:
+        ref = m.Ref(granted.request, granted.epoch)
+        return Send(GATEWAY, m.owner_of(granted.request), m.Yielded(self.id, [ref]))
 
     def unanswered(self, claim: m.Claim, *, gone: bool) -> list[Effect]:
         """The owner did not answer; `gone`: nobody listens there."""

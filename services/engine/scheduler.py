@@ -29,9 +29,13 @@ class Step:
     chunk: Chunk | None
 
     @property
+    def sequences(self) -> list[Sequence]:
+        return [*self.rows, self.chunk.sequence] if self.chunk else self.rows
+
+    @property
     def samples(self) -> list[Sequence]:
         """Whose next token this step decides, in the order of the model's candidates."""
-        return [*self.rows, self.chunk.sequence] if self.chunk and self.chunk.last else self.rows
+        return self.sequences if self.chunk and self.chunk.last else self.rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,10 @@ class SimModel:
         costs: Costs | None = None,
         eos_chance: float = 0.004,
         poison_seed: int = -1,
+        kind: int = 0,
     ):
+        """Models of another `kind` differ now and then, as another processor's arithmetic would."""
+        self._kind = kind
         self._hash = [0] * slots
         self._fed = [0] * slots
         self._words = np.array(vocabulary.words, dtype=np.int64)
@@ -69,12 +72,12 @@ class SimModel:
     def run(self, step: Step) -> Candidates:
         if self._costs.step:
             time.sleep(self._costs.of(step))
+        if self._poison_seed >= 0 and any(s.sampling.seed == self._poison_seed for s in step.sequences):
+            os.abort()
         for row in step.rows:
             self._feed(row.slot, row.computed, row.tokens[row.computed : row.computed + 1])
         if step.chunk:
             sequence, start = step.chunk.sequence, step.chunk.start
-            if sequence.sampling.seed == self._poison_seed:
-                os.abort()
             self._feed(sequence.slot, start, sequence.tokens[start : start + step.chunk.count])
         return self._candidates([self._hash[s.slot] for s in step.samples])
 
@@ -91,6 +94,7 @@ class SimModel:
 
     def _candidates(self, states: list[int]) -> Candidates:
         """A geometric slope over hashed words, so that sampling has something to choose from."""
+        states = [s ^ (self._kind << 40) if s % 5 == 0 else s for s in states]
         start = mix(np.array(states, dtype=np.uint64).reshape(-1, 1))
         with np.errstate(over="ignore"):
             hashed = mix(start + self._ranks[None, :])

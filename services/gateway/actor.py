@@ -107,7 +107,7 @@ class GatewayActor(Actor):
         self._connected_at = time.monotonic()
         self._outbox: asyncio.Queue[list[Effect]] = asyncio.Queue()
         self._ended_per_s = 0.0  # a moving average, for Retry-After
-        self._server = app.Server(self, given)
+        self._serving: app.Serving | None = None
         self.draining = False
 
     # -- life
@@ -117,7 +117,7 @@ class GatewayActor(Actor):
         await self.bus.listen(Inbox(GATEWAY.to(self.id), m.ToGateway, self._told))
         await self.bus.listen(Inbox(ORPHANS.to(""), m.Orphan, self._orphaned, queue="gateways"))
         await self.bus.listen(Inbox(PRESENCE.wildcard, Here, self._here))
-        await self._server.start()
+        self._serving = await app.serve(app.build(self, self._given), self._given)
         self.spawn(self._tick())
         self.spawn(self._send_cancels())
         self.spawn(self._measure())
@@ -133,7 +133,8 @@ class GatewayActor(Actor):
 
     async def drain(self) -> None:
         self.draining = True
-        await self._server.stop(self._given.drain_s)
+        if self._serving:
+            await self._serving.stop(self._given.drain_s)
 
     async def _declare(self) -> None:
         for stream in STREAMS:

@@ -436,7 +436,7 @@ class Ledger:
         return effects
 
     def _collect(self, entry: Entry, sent: int, now: float) -> list[Effect]:
-        """Its engine has sent `sent` tokens. If they were owed already last time, they are lost on the way."""
+        """Its engine has sent `sent` tokens. If they were owed already last time, they got lost."""
         have = len(entry.committed)
         if sent <= have:
             return []

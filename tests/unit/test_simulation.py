@@ -1,0 +1,46 @@
+"""The protocol's state machines in worlds that misbehave. `make simulate SEEDS=10000` runs many more."""
+
+import pytest
+
+from tests.kit import sabotage
+from tests.kit.world import Breakage, World, verdict
+
+
+def troubles(seed: int, breakage: Breakage | None = None) -> list[str]:
+    world = World(seed, breakage)
+    try:
+        world.run()
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}"]
+    return verdict(world)
+
+
+@pytest.mark.parametrize("hundred", range(3))
+def test_no_world_loses_or_changes_a_stream(hundred: int) -> None:
+    """Whatever is dropped, doubled, delayed, paused or killed, every stream ends as it would have alone."""
+    bad = {seed: wrong for seed in range(hundred * 100, hundred * 100 + 100) if (wrong := troubles(seed))}
+
+    assert {} == bad
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        Breakage(ledger=sabotage.EpochlessLedger, scribe=sabotage.EpochlessScribe),
+        Breakage(ledger=sabotage.IndexlessLedger),
+        Breakage(sampler=sabotage.choose_by_global_state),
+    ],
+    ids=["no epochs", "no indices", "sampling by global state"],
+)
+def test_a_broken_rule_is_noticed(breakage: Breakage) -> None:
+    """The same worlds do not stay clean when one of the protocol's rules is taken out."""
+    assert any(troubles(seed, breakage) for seed in range(280, 420))
+
+
+def test_a_seed_replays_exactly() -> None:
+    """A failure can be looked at: the same seed gives the same history."""
+    first, second = World(7), World(7)
+    first.run()
+    second.run()
+
+    assert first.trace == second.trace
