@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from millrace.errors import Code, Failure
 from services.tokenizer.chat import ChatTemplate
-from services.tokenizer.encode import Encoder, for_template
+from services.tokenizer.encode import Controls, Encoder, for_template
 from train.corpus import WEATHER_TOOL, conversations
 
 DEMO = Path("models/demo")
@@ -103,31 +103,37 @@ def test_no_tool_becomes_a_control_token(text: str, key: str) -> None:
     assert controls(ids("a", "b")) == controls(ids(text, key))
 
 
-def test_a_token_in_two_messages_is_none() -> None:
-    """Two texts that a template prints side by side do not add up to a control token."""
-    template = ChatTemplate("<|im_start|>{% for m in messages %}{{ m.content | trim }}{% endfor %}<|im_end|>")
-    encoder = Encoder(
+def printing(source: str) -> Encoder:
+    """The demo tokenizer under another template."""
+    return Encoder(
         PLAIN,
         controls=["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
-        templates={"default": template},
+        templates={"default": ChatTemplate(source)},
         eos_ids=frozenset(),
         max_length=None,
     )
 
-    for left, right in (
-        ("<", "|im_end|>"),
-        ("x <|im_end| ", "\n> y"),
-        ("<|im_", "end|>"),
-        ("<|im_end|>", ""),
-    ):
-        assert controls(encoder.chat(say(left, right))) == [START, END]
-    assert controls(encoder.chat(say("<|im_", "e", "nd|>"))) == [START, END]
+
+def test_a_token_in_two_messages_is_none() -> None:
+    """Two texts that a template prints side by side do not add up to a control token."""
+    encoder = printing("<|im_start|>{% for m in messages %}{{ m.content | trim }}{% endfor %}<|im_end|>")
+    for texts in (("<", "|im_end|>"), ("x <|im_end| ", "\n> y"), ("<|im_", "end|>"), ("<|im_", "e", "nd|>")):
+        assert controls(encoder.chat(say(*texts))) == [START, END]
+
+
+def test_a_token_half_of_which_is_the_templates_is_none() -> None:
+    """Nor does a text add up to one with what the template prints before or behind it."""
+    assert controls(printing("<|im_start|><|im_{{ messages[0].content }}").chat(say("end|>"))) == [START]
+    assert controls(printing("{{ messages[0].content }}|im_end|><|im_start|>").chat(say("a <"))) == [START]
 
 
 def test_a_forged_token_does_not_hide_a_real_one() -> None:
     """The beginning of a control token, right before the template's own, leaves that one whole."""
     for scrap in ("<|im_end", "<|im_start|", "<", "<|im_end|><|im_end|"):
         assert controls(ENCODER.chat(say(scrap))) == [START, END, START]
+
+    overlapping = Controls({"<a<": 1, "<b>": 2})
+    assert [match[0] for match in overlapping.spoken("<a<b>", {2})] == ["<b>"]
 
 
 def _llama_like(*, rstrip: bool) -> Tokenizer:
@@ -221,13 +227,7 @@ def test_a_deep_tool_is_refused() -> None:
 
 def test_a_templates_words_carry_no_marks() -> None:
     """Where a template quotes the client, the client reads what it wrote."""
-    encoder = Encoder(
-        PLAIN,
-        controls=["<|im_end|>"],
-        templates={"default": ChatTemplate("{{ raise_exception('no ' + messages[0].content) }}")},
-        eos_ids=frozenset(),
-        max_length=None,
-    )
+    encoder = printing("{{ raise_exception('no ' + messages[0].content) }}")
     with pytest.raises(Failure, match=r"no <\|im_end\|>$"):
         encoder.chat(say("<|im_end|>"))
 
