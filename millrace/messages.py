@@ -6,7 +6,7 @@ appended, with a default, so that older bytes still decode (`tests/contract/gold
 A *request* is named `<gateway id>-<32 hex digits>`: whoever holds the name knows the owner.
 """
 
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
@@ -22,17 +22,17 @@ class Message(msgspec.Struct, array_like=True, frozen=True, tag=str.lower):
 # 1. gateway -> tokenizer (request), and its two answers
 
 
-class Chat(Message):
+class Chat(Message, frozen=True):
     messages: bytes  # JSON, as the client sent them after validation
     tools: bytes = b""
     template_args: bytes = b""
 
 
-class Text(Message):
+class Text(Message, frozen=True):
     text: str
 
 
-class Ids(Message):
+class Ids(Message, frozen=True):
     ids: list[int]
 
 
@@ -45,7 +45,7 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     top_k: int = 0  # 0: no limit
 
 
-class Prompt(Message):
+class Prompt(Message, frozen=True):
     """Make a job of this. The same request and attempt may be sent again: it is queued once."""
 
     request: str
@@ -59,7 +59,7 @@ class Prompt(Message):
     ignore_eos: bool = False
 
 
-class Admitted(Message):
+class Admitted(Message, frozen=True):
     """The job is in the queue, at this sequence number of the JOBS stream."""
 
     request: str
@@ -68,7 +68,7 @@ class Admitted(Message):
     max_tokens: int
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     request: str
     code: Code
     message: str
@@ -81,7 +81,7 @@ class Refused(Message):
 # 2. tokenizer -> JOBS stream -> engine
 
 
-class Job(Message):
+class Job(Message, frozen=True):
     request: str
     attempt: int
     prompt: bytes  # token ids, little-endian uint32
@@ -94,7 +94,7 @@ class Job(Message):
 # 3. engine -> gateway (request), and its three answers
 
 
-class Claim(Message):
+class Claim(Message, frozen=True):
     """May I run this job? Sent on every delivery, and again by an engine told to wait."""
 
     request: str
@@ -103,7 +103,7 @@ class Claim(Message):
     busy: int  # sequences that would share a step with this one
 
 
-class Granted(Message):
+class Granted(Message, frozen=True):
     request: str
     epoch: int
     committed: list[int]
@@ -112,13 +112,13 @@ class Granted(Message):
     alone: bool = False  # a suspect: let nothing else run until it has ended
 
 
-class Wait(Message):
+class Wait(Message, frozen=True):
     """The job is suspected of crashing engines: claim it again once nothing else runs beside it."""
 
     request: str
 
 
-class Gone(Message):
+class Gone(Message, frozen=True):
     """Nothing to do: finished, cancelled, expired, or running well elsewhere."""
 
     request: str
@@ -127,7 +127,7 @@ class Gone(Message):
 # 4. gateway -> detokenizer: what its state for a request is made from; also the answer to Recall
 
 
-class Opened(Message):
+class Opened(Message, frozen=True):
     request: str
     epoch: int
     engine: str
@@ -150,7 +150,7 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
     finish: Finish = ""
 
 
-class Frame(Message):
+class Frame(Message, frozen=True):
     engine: str
     runs: list[Run]
 
@@ -158,7 +158,7 @@ class Frame(Message):
 # 6. detokenizer -> gateway (request): the state of a request it does not know; answered Opened or Gone
 
 
-class Recall(Message):
+class Recall(Message, frozen=True):
     request: str
     epoch: int
     engine: str  # whose frame named the request
@@ -178,7 +178,7 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     finish: Finish = ""
 
 
-class Delta(Message):
+class Delta(Message, frozen=True):
     engine: str
     detokenizer: str
     said: list[Said]
@@ -192,7 +192,7 @@ class Ref(msgspec.Struct, array_like=True, frozen=True):
     epoch: int
 
 
-class Ping(Message):
+class Ping(Message, frozen=True):
     """Are you there, and how far with these?"""
 
     refs: list[Ref]
@@ -204,7 +204,7 @@ class Held(msgspec.Struct, array_like=True, frozen=True):
     sent: int  # tokens generated so far, the committed ones it resumed from included
 
 
-class Pong(Message):
+class Pong(Message, frozen=True):
     """What it holds of what was asked. `steps` grows while its loop is alive."""
 
     id: str
@@ -219,11 +219,11 @@ class Gap(msgspec.Struct, array_like=True, frozen=True):
     detokenizer: str  # where to send from now on
 
 
-class Resend(Message):
+class Resend(Message, frozen=True):
     gaps: list[Gap]
 
 
-class Release(Message):
+class Release(Message, frozen=True):
     """Forget these requests up to these epochs: finished, cancelled or granted elsewhere."""
 
     refs: list[Ref]
@@ -232,21 +232,21 @@ class Release(Message):
 # 9. engine -> gateway: what it will not finish; and everybody -> everybody: here
 
 
-class Yielded(Message):
+class Yielded(Message, frozen=True):
     """These are the owner's again, to be run elsewhere: the engine is going away."""
 
     engine: str
     refs: list[Ref]
 
 
-class Orphan(Message):
+class Orphan(Message, frozen=True):
     """A job whose owner does not answer: any gateway may end it, unless the owner is only away."""
 
     request: str
     lease: str
 
 
-class Here(Message):
+class Here(Message, frozen=True):
     """Sent every half second, and at once when the state changes."""
 
     role: str
@@ -263,7 +263,7 @@ class Here(Message):
 # 10. what is kept of a job that was given up
 
 
-class DeadLetter(Message):
+class DeadLetter(Message, frozen=True):
     request: str
     model: str
     reason: Code
@@ -282,8 +282,6 @@ ToDetokenizer = Opened | Frame | Ping | Release
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
-
-M = TypeVar("M", bound=Message)
 
 
 def owner_of(request: str) -> str:

@@ -3,8 +3,8 @@
 A successor that resumes from the committed tokens therefore chooses what its predecessor would have.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,7 @@ class Candidates:
     logits: Floats  # [rows, k]
 
 
-class Sampler(Protocol):
-    def __call__(self, candidates: Candidates, sequences: list[Sequence]) -> list[int]: ...
+Sampler = Callable[[Candidates, list[Sequence]], list[int]]
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -5,8 +5,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 
 from millrace import messages as m
 from millrace import settings
@@ -28,7 +27,7 @@ from millrace.subjects import (
 )
 from millrace.telemetry import Context, child_of
 from services.gateway import app
-from services.gateway.desk import Ask, Model, Piece
+from services.gateway.desk import Answer, Ask, Model, Piece
 from services.gateway.ledger import (
     Bury,
     Check,
@@ -63,35 +62,30 @@ async def build(bus: Bus, given: settings.Gateway, id: str) -> "GatewayActor":
     return GatewayActor(bus, id, given)
 
 
-@dataclass
 class Live:
     """A live request, as the HTTP face holds it."""
 
-    entry: Entry
-    gateway: "GatewayActor"
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def request(self) -> str:
-        return self.entry.request
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.entry.prompt_tokens
+    def __init__(self, entry: Entry, cancel: Callable[[str], None]):
+        self.request = entry.request
+        self.prompt_tokens = 0
+        self._entry = entry
+        self._cancel = cancel
+        self._news = asyncio.Event()
+        entry.on_news = self._news.set
 
     async def pieces(self) -> list[Piece]:
-        entry = self.entry
+        entry = self._entry
         while not entry.pieces:
             if entry.failure is not None:
                 raise entry.failure
-            self.news.clear()
-            await self.news.wait()
+            self._news.clear()
+            await self._news.wait()
         pieces, entry.pieces = entry.pieces, []
         return pieces
 
     def cancel(self) -> None:
-        if not self.entry.ended:
-            self.gateway.cancel(self.request)
+        if not self._entry.ended:
+            self._cancel(self.request)
 
 
 class GatewayActor(Actor):
@@ -154,7 +148,7 @@ class GatewayActor(Actor):
         there = {h.role for h, at in self._seen.values() if h.state == "ready" and now - at < SEEN_S}
         return [role for role in (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER) if role not in there]
 
-    async def open(self, ask: Ask) -> Live:
+    async def open(self, ask: Ask) -> Answer:
         now = time.monotonic()
         prompt = m.Prompt(
             request=f"{self.id}-{secrets.token_hex(16)}",
@@ -177,14 +171,14 @@ class GatewayActor(Actor):
             include_stop=ask.include_stop,
             keep_special=ask.keep_special,
         )
-        live = Live(entry, self)
-        entry.on_news = live.news.set
+        live = Live(entry, self.cancel)
         self._ledger.open(entry)
         try:
             await self._admit(entry, prompt)
         except BaseException:
             self.cancel(entry.request)
             raise
+        live.prompt_tokens = entry.prompt_tokens
         return live
 
     async def _admit(self, entry: Entry, prompt: m.Prompt) -> None:

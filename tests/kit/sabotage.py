@@ -1,4 +1,4 @@
-"""The rules that keep a stream whole, each taken out on purpose: a checker that stays content is no checker."""
+"""The rules that keep a stream whole, each taken out on purpose: a checker must notice."""
 
 import random
 

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="misc"
+# (lambdas that bind a loop variable by a default have no inferable type)
 """A world for the protocol's state machines: virtual time, a network that misbehaves, a job queue, faults.
 
 Everything random comes from one seed, so a failing seed replays exactly. The machines are the real ones;
@@ -328,7 +330,7 @@ class World:
     def _gateway_does(self, effects: Iterable[ledger.Effect]) -> None:
         for effect in effects:
             match effect:
-                case ledger.Send(subject, to, message):
+                case ledger.Send(_, to, message):
                     self._send(
                         self.gateway,
                         to,
@@ -419,16 +421,18 @@ class World:
     def _engine_does(self, node: Node, effects: Iterable[roster.Effect]) -> None:
         for effect in effects:
             if isinstance(effect, roster.Ask):
-                claim = effect.claim
+                claim, engine = effect.claim, self.engines[node.id]
                 self._request(
                     node,
                     effect.owner,
                     repr(claim),
                     lambda claim=claim: self._claimed(claim),
-                    lambda reply, claim=claim: self._engine_does(
-                        node, self.engines[node.id].replied(claim, reply, self.now)
+                    lambda reply, claim=claim, engine=engine: self._engine_does(
+                        node, engine.replied(claim, reply, self.now)
                     ),
-                    lambda gone, claim=claim: self._engine_does(node, self.engines[node.id].unanswered(claim, gone=gone)),
+                    lambda gone, claim=claim, engine=engine: self._engine_does(
+                        node, engine.unanswered(claim, gone=gone)
+                    ),
                     0.4,
                 )
             elif effect.subject is ORPHANS:

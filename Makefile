@@ -1,0 +1,50 @@
+# `make up` and `make test` set up what they need; nothing but Python 3.11 and make has to be there.
+PYTHON ?= python3
+BIN := .venv/bin
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: setup up test check fmt chaos simulate bench docs lock clean
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	@echo "setting up .venv (a minute or two, the first time)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+up: setup          ## run the whole service on port 8000
+	$(BIN)/millrace up $(ARGS)
+
+test: setup        ## everything that must hold, a short chaos run included
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup       ## style, types, and that generated docs are current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m tests.contract.wire --check
+
+fmt: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+chaos: setup       ## kill, pause and cut off real processes; TRIALS of each fault
+	$(BIN)/python -m tests.chaos --trials $(or $(TRIALS),20) $(ARGS)
+
+simulate: setup    ## the protocol's state machines in SEEDS simulated worlds
+	$(BIN)/python -m tests.simulate --seeds $(or $(SEEDS),10000) $(ARGS)
+
+bench: setup       ## what it costs, measured here and now
+	$(BIN)/python -m bench $(ARGS)
+
+docs: setup        ## write docs/wire.md from the contracts
+	$(BIN)/python -m tests.contract.wire
+
+lock: setup        ## requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,0 +1,122 @@
+"""The contracts say the same in every place, and older bytes still mean what they meant."""
+
+import ast
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from millrace import errors, messages, settings, subjects
+from tests.contract.wire import types
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+
+
+def test_every_message_has_one_place() -> None:
+    """A message is carried by one subject, or answers on some, or is the input of a prompt."""
+    carried = [m for s in subjects.SUBJECTS for m in s.carries if m not in (messages.Ping, messages.Release)]
+    answers = {m for s in subjects.SUBJECTS for m in s.answers}
+    inputs = {messages.Chat, messages.Text, messages.Ids}
+
+    assert sorted(set(carried), key=repr) == sorted(carried, key=repr)
+    assert {*carried, *answers, *inputs, messages.Ping, messages.Release} == set(types())
+
+
+def test_tags_differ() -> None:
+    """No two messages can be taken for each other."""
+    tags = [m.__struct_config__.tag for m in types()]
+
+    assert len(tags) == len(set(tags))
+
+
+@pytest.mark.parametrize("stream", subjects.STREAMS, ids=lambda s: s.name)
+def test_every_stream_has_limits(stream: subjects.Stream) -> None:
+    """No stream can fill the disk."""
+    config = stream.config()
+
+    assert min(config["max_msgs"], config["max_bytes"], config["max_msg_size"]) > 0
+
+
+@pytest.mark.parametrize("code", errors.Code)
+def test_every_failure_has_a_meaning(code: errors.Code) -> None:
+    """Each code has an HTTP status and an OpenAI error type, and the docstring tells of it."""
+    meaning = errors.MEANINGS[code]
+
+    assert 400 <= meaning.status < 600
+    assert meaning.type.endswith("_error")
+    assert f"{code} " in (errors.__doc__ or "") and str(meaning.status) in (errors.__doc__ or "")
+
+
+def test_settings_keys_mean_one_thing() -> None:
+    """A MILLRACE_* variable reaches every role that has the key, so its type is the same everywhere."""
+    kinds: dict[str, set[object]] = {}
+    for role in settings.ROLES.values():
+        for field in msgspec.structs.fields(role):
+            kinds.setdefault(field.name, set()).add(field.type)
+
+    assert {} == {name: found for name, found in kinds.items() if len(found) > 1}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_bytes_still_decode(name: str) -> None:
+    """Bytes of an older process mean the same to a newer one: fields are only appended."""
+    message = getattr(messages, name)
+    old = bytes.fromhex(GOLDEN[name]["bytes"])
+    decoded = msgspec.msgpack.decode(old, type=message)
+
+    assert GOLDEN[name]["fields"] == {
+        k: v
+        for k, v in msgspec.to_builtins(msgspec.structs.asdict(decoded)).items()
+        if k in GOLDEN[name]["fields"]
+    }
+
+
+def test_every_message_has_golden_bytes() -> None:
+    """A message without them could change unnoticed."""
+    assert {m.__name__ for m in types()} == set(GOLDEN)
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+SOURCES = [p for root in ("millrace", "services") for p in (ROOT / root).rglob("*.py")]
+
+
+def test_no_service_imports_another() -> None:
+    """A service is a process: what two of them share lies in millrace/, which imports none of them."""
+    wrong = []
+    for path in SOURCES:
+        own = f"services.{path.parent.name}" if path.is_relative_to(ROOT / "services") else "-"
+        wrong += [(path.name, i) for i in imports(path) if i.startswith("services") and not i.startswith(own)]
+
+    assert [] == wrong
+
+
+def test_only_the_bus_imports_nats() -> None:
+    """The broker's client library is behind one file."""
+    users = {p.name for p in SOURCES if any(i == "nats" or i.startswith("nats.") for i in imports(p))}
+
+    assert {"bus.py"} == users
+
+
+def test_no_unsafe_deserialising() -> None:
+    """Nothing that comes over the bus or out of a file can run as code."""
+    forbidden = {"pickle", "marshal", "shelve", "dill", "yaml"}
+    calls = [
+        (path.name, node.func.id)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
+    ]
+
+    assert [] == [(p.name, i) for p in SOURCES for i in imports(p) if i.split(".")[0] in forbidden]
+    assert [] == calls
