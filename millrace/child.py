@@ -1,0 +1,125 @@
+"""One operating system process that lives no longer than its parent: start it, read its log, end it."""
+
+import asyncio
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LOG_LIMIT = 16 << 20
+"""A log this long is set aside when its process is started again; one older log is kept."""
+
+ALARMING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL)\b")
+
+
+def _mortal() -> Callable[[], None]:
+    """What the child does before exec, so that it dies with this process, however that ends."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+    parent = os.getpid()
+
+    def bind() -> None:
+        if prctl:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died between the fork and here, and no signal will come
+            os._exit(1)
+
+    return bind
+
+
+class Child:
+    """Output goes straight to a file, never through a pipe: a paused parent must not block its children."""
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], log: Path, pass_fds: Sequence[int] = ()
+    ):
+        if log.exists() and log.stat().st_size > LOG_LIMIT:
+            log.replace(log.with_name(log.name + ".1"))
+        with log.open("ab") as out:
+            self._read = os.fstat(out.fileno()).st_size
+            self._popen: subprocess.Popen[bytes] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=dict(env),
+                pass_fds=tuple(pass_fds),
+                process_group=0,  # the terminal's Ctrl-C is for the parent, which drains in order
+                preexec_fn=_mortal(),  # noqa: PLW1509 (there are no threads here)
+            )
+        self._log: IO[bytes] = log.open("rb")
+        self._last = ""
+        self._alarms: list[str] = []
+        self._exited = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def alive(self) -> bool:
+        return not self._exited.is_set()
+
+    def reap(self) -> None:
+        """To be called on SIGCHLD."""
+        if self._popen.poll() is not None:
+            self._exited.set()
+
+    async def wait(self) -> int:
+        """The exit status, negative for a signal."""
+        await self._exited.wait()
+        self._collect()
+        self._log.close()
+        return int(self._popen.returncode)
+
+    def signal(self, number: signal.Signals) -> None:
+        # Popen does not signal a process that it has already waited for: the pid may be another's now.
+        self._popen.send_signal(number)
+
+    async def stop(self, patience: float) -> int:
+        """Ask it to end, and end it if it does not within `patience` seconds."""
+        self.signal(signal.SIGTERM)
+        try:
+            return await asyncio.wait_for(self.wait(), patience)
+        except TimeoutError:
+            self.signal(signal.SIGKILL)
+            return await self.wait()
+
+    def warnings(self) -> list[str]:
+        """The lines of warning or worse that it wrote since this was last asked."""
+        self._collect()
+        alarms, self._alarms = self._alarms, []
+        return alarms
+
+    def _collect(self) -> None:
+        if self._log.closed or os.fstat(self._log.fileno()).st_size <= self._read:
+            return
+        self._log.seek(self._read)
+        text = self._log.read(1 << 20)
+        if self.alive and len(text) < 1 << 20:  # a line still being written is read next time
+            text = text[: text.rfind(b"\n") + 1]
+        self._read += len(text)
+        lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
+        if lines:
+            self._last = lines[-1].strip()[:500]
+        self._alarms += [line[:500] for line in lines if ALARMING.search(line[:80])]
+
+    @property
+    def last_line(self) -> str:
+        """The last thing it wrote: of one that crashed, most often why."""
+        return self._last
+
+
+def ending(status: int) -> str:
+    """How a process ended, in words."""
+    if status >= 0:
+        return f"exit {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"

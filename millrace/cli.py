@@ -1,0 +1,200 @@
+"""The `millrace` command. Each setting of a role is a flag of its command, under the same name."""
+
+import argparse
+import json
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from millrace import __version__, settings
+from millrace.settings import ROLES, SettingError
+
+COMMANDS = {
+    "up": "run a whole service on this machine",
+    "gateway": "run one gateway: HTTP in front, the owner of its requests",
+    "tokenizer": "run one tokenizer: text to jobs",
+    "engine": "run one engine: jobs to tokens",
+    "detokenizer": "run one detokenizer: tokens to text",
+    "ps": "list the processes of a running service",
+    "scale": "run more or fewer processes of a role",
+    "restart": "replace the processes of a running service, without losing a stream",
+    "version": "print the version",
+}
+
+HELP = {
+    "nats": "where NATS is, with this role's user and password",
+    "id": "a name for this boot (default: a random one)",
+    "log": "debug, info, warning or error",
+    "host": "address to listen on",
+    "port": "port to listen on",
+    "fd": "an already listening socket, instead of host and port",
+    "queue": "jobs that may wait and run at once, all models together",
+    "deadline_s": "seconds a request may take",
+    "max_body": "bytes a request's body may have",
+    "drain_s": "seconds that streams may go on after SIGTERM",
+    "silence_ms": "a running request this quiet has its engine pinged",
+    "ping_ms": "milliseconds a ping may take",
+    "pings": "unanswered pings until an engine counts as gone",
+    "slow_reader": "bytes a client may leave unread before its stream is closed",
+    "slow_reader_s": "seconds a client may leave anything unread",
+    "model": "the model to serve",
+    "max_len": "shorten the model's context to this many tokens (0: as the model has it)",
+    "slots": "sequences that run at once",
+    "chunk": "prompt tokens that may join one decode step",
+    "sim_step_ms": "simulated model: milliseconds of a step",
+    "sim_row_ms": "simulated model: milliseconds of a step for each decoding sequence",
+    "sim_token_ms": "simulated model: milliseconds of a step for each prompt token",
+    "sim_eos": "simulated model: chance at each token that the answer ends",
+    "sim_poison_seed": "simulated model: a request with this seed aborts its engine (-1: none)",
+    "gateways": "how many gateways",
+    "engines": "how many engines",
+    "tokenizers": "how many tokenizers",
+    "detokenizers": "how many detokenizers",
+    "state_dir": "where the service keeps its state (default: $XDG_STATE_HOME/millrace/<port>)",
+    "plain": "plain lines instead of a panel",
+}
+
+NOT_PASSED = {"nats", "id", "fd"}
+"""`millrace up` chooses these for each process."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = vars(_parser().parse_args(argv))
+    command = args.pop("command")
+    try:
+        return _run(command, args)
+    except SettingError as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(command: str, args: dict[str, Any]) -> int:
+    if command == "version":
+        print(__version__)
+        return 0
+    if command == "up":
+        return _up(args)
+    if command in ROLES:
+        from millrace import run
+        from millrace.subjects import Role
+
+        struct: type[Any] = ROLES[command]
+        return run.main(Role(command), settings.load(struct, args))
+    return _order(command, args)
+
+
+def _up(args: dict[str, Any]) -> int:
+    from millrace import supervise
+
+    own = {key: value for key, value in args.items() if key in settings.Up.__struct_fields__}
+    passed = {key: value for key, value in args.items() if key not in own and value is not None}
+    try:
+        return supervise.up(settings.load(settings.Up, own), passed)
+    except supervise.CannotStart as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        return 1
+
+
+def _order(command: str, args: dict[str, Any]) -> int:
+    from millrace import control
+
+    as_json = args.pop("json", False)
+    what: control.Order
+    if command == "ps":
+        what = control.Ps()
+    elif command == "scale":
+        role, _, count = args.pop("size").partition("=")
+        if not count.isascii() or not count.isdigit():
+            raise SettingError("scale takes <role>=<number>, like engine=3")
+        what = control.Scale(role, int(count))
+    else:
+        what = control.Restart(args.pop("role") or "")
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    try:
+        done = control.order(_folder(args), what, say)
+    except control.ControlError as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(done.rows), indent=2))
+    elif command == "ps":
+        print(control.table(done.rows))
+    return 0
+
+
+def _folder(args: dict[str, Any]) -> Path:
+    """The service that is meant: a directory or a port that was named, else the only one there is."""
+    from millrace import control
+
+    named = settings.load(settings.Up, args)
+    if named.state_dir or args["port"] is not None:
+        return control.state_dir(named)
+    return control.find(control.default_root())
+
+
+# -- the flags
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="millrace",
+        description="An OpenAI-compatible inference service whose streams survive the death of its parts.",
+        epilog="A flag --some-name may also be given as MILLRACE_SOME_NAME, or some_name in millrace.toml.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    made = {
+        name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        for name, text in COMMANDS.items()
+    }
+    for name, struct in ROLES.items():
+        _add_flags(made[name], struct)
+    taken = {*settings.Up.__struct_fields__, *NOT_PASSED}
+    group = made["up"].add_argument_group("passed on to the processes it starts")
+    for name, struct in ROLES.items():
+        if name != "up":
+            taken |= _add_flags(group, struct, without=taken)
+    made["ps"].add_argument("--json", action="store_true", help="print a JSON list")
+    made["scale"].add_argument("size", metavar="role=number", help="like engine=3")
+    made["restart"].add_argument("role", nargs="?", help="gateway, tokenizer, engine, detokenizer or nats")
+    for name in ("ps", "scale", "restart"):
+        _add_flags(made[name], settings.Up, only={"state_dir", "port"})
+    return parser
+
+
+def _add_flags(
+    parser: argparse._ActionsContainer,
+    struct: type[msgspec.Struct],
+    *,
+    without: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> set[str]:
+    added = set()
+    for field in msgspec.structs.fields(struct):
+        if field.name in without or (only is not None and field.name not in only):
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        text = HELP[field.name].replace("%", "%%")
+        if field.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            if only is None and field.default != "" and "default" not in text:
+                text += f" (default: {field.default})"
+            parser.add_argument(flag, metavar="TEXT" if field.type is str else "N", help=text)
+        added.add(field.name)
+    return added
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""What `millrace up` shows: one panel kept in place on a terminal, plain lines anywhere else."""
+
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol, TextIO
+
+from millrace.control import Row
+
+EVENTS = 8
+BAR = 12
+COLOURS = {"ready": "32", "starting": "33", "draining": "33", "silent": "31", "away": "31"}
+
+
+class View(Protocol):
+    def event(self, text: str) -> None: ...
+    def ready(self, url: str) -> None: ...
+    def show(self, rows: Sequence[Row]) -> None: ...
+    def close(self) -> None: ...
+
+
+def choose(out: TextIO, *, plain: bool, title: str, began: float) -> View:
+    if plain or not out.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return Lines(out, began)
+    return Panel(out, title, began)
+
+
+def stamped(text: str, began: float) -> str:
+    return f"[{time.monotonic() - began:7.2f}s] {text}"
+
+
+class Lines:
+    """One line an event."""
+
+    def __init__(self, out: TextIO, began: float):
+        self._out = _Screen(out)
+        self._began = began
+
+    def event(self, text: str) -> None:
+        self._out.write(stamped(text, self._began) + "\n")
+
+    def ready(self, url: str) -> None:
+        self._out.write(f"ready: {url}\n")
+
+    def show(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Panel:
+    """The state of every process, drawn over its last picture. `show` decides how often: call it at ease."""
+
+    def __init__(self, out: TextIO, title: str, began: float):
+        self._out = _Screen(out)
+        self._title = title
+        self._began = began
+        self._url = ""
+        self._events: deque[str] = deque(maxlen=EVENTS)
+        self._drawn: list[str] = []
+        self._colour = "NO_COLOR" not in os.environ
+
+    def event(self, text: str) -> None:
+        self._events.append(stamped(text, self._began))
+
+    def ready(self, url: str) -> None:
+        self._url = url
+
+    def show(self, rows: Sequence[Row]) -> None:
+        size = shutil.get_terminal_size()
+        state = self._url or "starting"
+        lines = picture(
+            f"{self._title}  {state}",
+            rows,
+            list(self._events),
+            columns=size.columns,
+            height=size.lines,
+            colour=self._colour,
+        )
+        if lines == self._drawn:
+            return
+        # Up to where the last picture began, each line written anew, and what was below it cleared.
+        up = f"\x1b[{len(self._drawn)}F" if self._drawn else "\x1b[?25l"
+        self._out.write(up + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        self._drawn = lines
+
+    def close(self) -> None:
+        self._out.write("\x1b[?25h")
+
+
+def picture(
+    title: str, rows: Sequence[Row], events: Sequence[str], *, columns: int, height: int, colour: bool
+) -> list[str]:
+    """The panel's lines, none wider than the terminal and not more than it is high."""
+
+    def painted(text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
+
+    head = f"{'role':<12} {'id':<22} {'pid':>7} {'state':<9} {'load':<{BAR + 8}} {'restarts':>8}"
+    lines = [painted(title[:columns], "1"), "", painted(head[:columns], "2")]
+    for row in rows:
+        before = f"{row.role:<12} {row.id:<22} {row.pid:>7} "
+        after = f" {_bar(row):<{BAR + 8}} {row.restarts or '':>8}"
+        state = f"{row.state:<9}"
+        if len(before) + len(state) > columns:
+            lines.append((before + state)[:columns])
+        else:
+            room = columns - len(before) - len(state)
+            lines.append(before + painted(state, COLOURS.get(row.state, "")) + after[:room].rstrip())
+    if events:
+        lines += ["", *(painted(event[:columns], "2") for event in events)]
+    # One line is the cursor's. Without it the terminal scrolls, and the next picture lands too low.
+    return lines[: max(1, height - 1)]
+
+
+def _bar(row: Row) -> str:
+    if not row.room:
+        return str(row.load) if row.load else ""
+    full = min(BAR, round(BAR * row.load / row.room))
+    return f"{'█' * full}{'·' * (BAR - full)} {row.load}/{row.room}"
+
+
+class _Screen:
+    """A place to write that may go away: the service goes on without it."""
+
+    def __init__(self, out: TextIO):
+        self._out = out
+        self._gone = False
+
+    def write(self, text: str) -> None:
+        if self._gone:
+            return
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except (OSError, ValueError):
+            self._gone = True
+            # The interpreter would try again at exit, and complain.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123

@@ -1,0 +1,575 @@
+"""`millrace up`: starts nats-server and the processes of every role, and keeps them running.
+
+Each process has a *seat*. A process that dies is followed by another in its seat; one that is replaced or
+scaled away drains and takes its seat with it. Order matters only at the end: gateways leave first, as they
+own the streams, and nats-server last.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from millrace import control, messages, panel, settings
+from millrace.broker import Broker, binary
+from millrace.child import Child, ending
+from millrace.control import ControlError, Row, Say
+from millrace.subjects import PRESENCE, Role
+from millrace.telemetry import Context
+
+NATS = "nats"
+INNER = (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER)
+SCALED = (Role.GATEWAY, *INNER)
+ORDER = (NATS, *SCALED)
+
+STEADY_S = 3.0
+"""A process that was ready this long ran well: its death is not one of a series."""
+
+SILENT_S = 3.0
+"""`Here` comes every half second."""
+
+TICK_S = 0.25
+TRIES = 3
+"""So often may a replacement die before it was ever ready, until a restart or a scaling is given up."""
+
+PATIENCE_S = 15.0
+"""Inner processes hand over what they hold; nats-server closes its files. A gateway has its own limit."""
+
+BACKLOG = 2048
+MOST = 64
+"""Processes of one role on one machine; more is a slip of the finger."""
+
+WARNINGS = 5
+"""Lines a tick that one process may put before the user; its log has them all."""
+
+log = logging.getLogger("millrace.up")
+
+
+class CannotStart(Exception):
+    """The service cannot run like this; the message is for the user."""
+
+
+def backoff(deaths: int) -> float:
+    """The pause before the next start, after so many deaths in a row: 0, 0.1, 0.2, 0.4 ... 10 s."""
+    return 0.0 if deaths < 2 else min(10.0, 0.1 * 2.0 ** min(deaths - 2, 10))
+
+
+# -- what a service has alone: its state directory and its port
+
+
+def claim(folder: Path) -> int:
+    """Take the state directory; it is given back when this process ends, however it ends."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise CannotStart(f"cannot keep state in {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(fd, 32).decode().strip()
+        os.close(fd)
+        raise CannotStart(
+            f"{folder} is in use by another `millrace up` (pid {pid}); choose another --port or --state-dir"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket all gateways accept on. It stays open here, so that no connection is refused while one of
+    them is replaced."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise CannotStart(f"--host {host}: {error.strerror}") from None
+    # Processes of a service that was killed a moment ago may still be ending.
+    for left in reversed(range(10)):
+        sock = socket.socket(family, kind)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+            sock.listen(BACKLOG)
+            return sock
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EADDRINUSE or not left:
+                hint = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
+                raise CannotStart(f"cannot listen on {host} port {port}: {error.strerror}{hint}") from None
+        time.sleep(0.05)
+    raise AssertionError("unreachable")
+
+
+def public_url(host: str, port: int) -> str:
+    """An address to paste into a client on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (not a bind)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+# -- the service
+
+
+class Seat:
+    """One place in the service, and the process that has it now."""
+
+    def __init__(self, role: str, number: int, tries: int | None, restarts: int):
+        self.role = role
+        self.number = number
+        self.tries = tries  # deaths until it is given up, if it was never ready; None: no limit
+        self.restarts = restarts  # deaths that nobody asked for
+        self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.leaving = asyncio.Event()
+        self.replacing = False  # its process was asked to end, to be started again
+        self.task: asyncio.Task[None]
+        # of the process that has it now
+        self.child: Child | None = None
+        self.id = NATS if role == NATS else ""
+        self.state = "starting"
+        self.ready = asyncio.Event()
+        self.ready_at = 0.0
+        self.heard = 0.0
+        self.here: messages.Here | None = None
+
+    @property
+    def name(self) -> str:
+        return self.role if self.id in (self.role, "") else f"{self.role} {self.id}"
+
+    def begin(self, id: str, child: Child) -> None:
+        self.id, self.child, self.state, self.here = id, child, "starting", None
+
+    def end(self) -> None:
+        self.ready.clear()
+        self.state, self.here = "away", None
+
+    def row(self, now: float | None) -> Row:
+        """`now` is left out while nobody can be heard."""
+        silent = now is not None and self.state == "ready" and now - self.heard > SILENT_S
+        here = self.here
+        return Row(
+            self.role,
+            self.child.pid if self.child and self.child.alive else 0,
+            self.id,
+            "silent" if silent and self.role != NATS else self.state,
+            here.load if here else 0,
+            here.room if here else 0,
+            self.restarts,
+            here.model if here else "",
+        )
+
+
+class Supervisor:
+    def __init__(
+        self,
+        given: settings.Up,
+        env: Mapping[str, str],
+        drain_s: float,
+        folder: Path,
+        http: socket.socket,
+        view: panel.View,
+    ):
+        self._given = given
+        self._env = env
+        self._drain_s = drain_s
+        self._folder = folder
+        self._http = http
+        self._view = view
+        self._broker = Broker.prepare(folder / "nats")
+        self._seats: list[Seat] = []
+        self._guests: dict[str, tuple[messages.Here, float]] = {}  # those who joined by hand
+        self._children: set[Child] = set()
+        self._one_order = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._defect: BaseException | None = None
+        self.url = public_url(given.host, http.getsockname()[1])
+
+    # -- its life
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(sig, self._stop)
+        begun = [self._add(NATS)]
+        for role in SCALED:
+            begun += [self._add(role) for _ in range(getattr(self._given, f"{role}s"))]
+        watching = [self._spawn(self._tick_on()), self._spawn(self._hear_on())]
+        stopped = asyncio.create_task(self._stopping.wait())
+        starting = asyncio.gather(*(seat.first_ready for seat in begun))
+        first: set[asyncio.Future[Any]] = {starting, stopped}
+        failure: BaseException | None = None
+        try:
+            async with control.serve(self._folder, self):
+                await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+                if starting.done() and not (failure := starting.exception()):
+                    self._show()
+                    self._view.ready(self.url)
+                    log.info("ready: %s", self.url)
+                    await stopped
+                await self._drain()
+        finally:
+            self._kill()
+            left: list[asyncio.Future[Any]] = [starting, stopped, *watching]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, *(seat.task for seat in self._seats), return_exceptions=True)
+            self._broker.close()
+            self._http.close()
+            self._show()
+        if failure := self._defect or failure:
+            raise failure
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task whose defect ends the service: it must not go on half watched."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._defect = self._defect or error
+            self._stopping.set()
+
+    def _stop(self) -> None:
+        if self._stopping.is_set():
+            self._event("ending everything now")
+            self._kill()
+        self._stopping.set()
+
+    def _kill(self) -> None:
+        for seat in self._seats:
+            seat.leaving.set()
+        for child in self._children:
+            child.signal(signal.SIGKILL)
+
+    def _reap(self) -> None:
+        for child in tuple(self._children):
+            child.reap()
+
+    async def _drain(self) -> None:
+        self._stopping.set()
+        self._event(f"stopping: streams may go on for {self._drain_s:g} s, a second Ctrl-C ends them now")
+        # From here on a new connection is refused at once, instead of waiting for nobody.
+        self._http.close()
+        # The inner processes are kept running, and started again if they die, until no stream needs them.
+        for roles in ((Role.GATEWAY,), INNER, (NATS,)):
+            await asyncio.gather(*(self._retire(seat) for seat in self._seats if seat.role in roles))
+        self._event("stopped")
+
+    # -- seats
+
+    def _add(self, role: str, tries: int | None = None, restarts: int = 0) -> Seat:
+        taken = {seat.number for seat in self._seats if seat.role == role}
+        number = next(n for n in range(1, len(taken) + 2) if n not in taken)
+        seat = Seat(role, number, tries, restarts)
+        self._seats.append(seat)
+        self._seats.sort(key=lambda seat: (ORDER.index(seat.role), seat.number))
+        seat.task = self._spawn(self._keep(seat))
+        return seat
+
+    async def _retire(self, seat: Seat) -> None:
+        seat.leaving.set()
+        if seat.child and seat.child.alive:
+            seat.state = "draining"
+            # The gateway has its own limit, and is to keep it; this one is for a gateway that hangs.
+            await seat.child.stop(self._drain_s + 5.0 if seat.role == Role.GATEWAY else PATIENCE_S)
+        await asyncio.wait({seat.task})
+
+    async def _keep(self, seat: Seat) -> None:
+        """Have a process in this seat until it leaves."""
+        deaths = 0
+        try:
+            while not seat.leaving.is_set():
+                status, last = await self._one_life(seat)
+                if seat.leaving.is_set():
+                    break
+                if seat.replacing:
+                    seat.replacing, deaths = False, 0
+                    continue
+                steady = seat.ready_at and time.monotonic() - seat.ready_at >= STEADY_S
+                deaths = 1 if steady else deaths + 1
+                why = f"{ending(status)}: {last}" if last and status >= 0 else ending(status)
+                # Status 2 is a setting that does not fit: it will not fit the next time either.
+                hopeless = status == 2 or (seat.tries is not None and deaths >= seat.tries)
+                if hopeless and not seat.first_ready.done():
+                    self._event(f"{seat.name} died ({why})")
+                    text = last.removeprefix("millrace: ") or ending(status)
+                    seat.first_ready.set_exception(CannotStart(f"the {seat.role} does not start: {text}"))
+                    break
+                seat.restarts += 1
+                pause = backoff(deaths)
+                then = f"again in {pause:g} s (log: {self._log(seat)})" if pause else "starting another"
+                self._event(f"{seat.name} died ({why}), {then}")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(seat.leaving.wait(), pause)
+        finally:
+            self._seats.remove(seat)
+            if not seat.first_ready.done():
+                seat.first_ready.cancel()
+
+    async def _one_life(self, seat: Seat) -> tuple[int, str]:
+        """Start a process in this seat and see it to its end: its status and its last words."""
+        seat.ready_at = 0.0
+        try:
+            child = self._start(seat)
+        except OSError as error:
+            seat.end()
+            return 1, str(error)
+        self._children.add(child)
+        child.reap()  # it may have ended before it was in the set
+        greeting = self._spawn(self._greeted(seat)) if seat.role == NATS else None
+        try:
+            return await child.wait(), child.last_line
+        finally:
+            self._children.discard(child)
+            self._pass_on(seat)
+            seat.end()
+            if greeting:
+                greeting.cancel()
+
+    def _start(self, seat: Seat) -> Child:
+        if seat.role == NATS:
+            child = Child(self._broker.command(), self._env, self._log(seat))
+            seat.begin(NATS, child)
+            return child
+        role = Role(seat.role)
+        id = f"{role}_{secrets.token_hex(3)}"
+        env = {**self._env, "MILLRACE_NATS": self._broker.url(role), "MILLRACE_ID": id}
+        if "model" in settings.ROLES[role].__struct_fields__:
+            env["MILLRACE_MODEL"] = self._given.model
+        fds: tuple[int, ...] = ()
+        if role is Role.GATEWAY:
+            fds = (self._http.fileno(),)
+            env["MILLRACE_FD"] = str(fds[0])
+            env["MILLRACE_HOST"] = self._given.host
+            env["MILLRACE_PORT"] = str(self._given.port)
+        # -P: a file in the user's directory is not a module of ours, whatever its name.
+        child = Child([sys.executable, "-P", "-m", "millrace.cli", role], env, self._log(seat), fds)
+        seat.begin(id, child)
+        return child
+
+    def _log(self, seat: Seat) -> Path:
+        if seat.role == NATS:
+            return self._broker.log
+        name = seat.role if seat.number == 1 else f"{seat.role}_{seat.number}"
+        return self._folder / "log" / f"{name}.log"
+
+    # -- what it sees
+
+    async def _greeted(self, seat: Seat) -> None:
+        await self._broker.ready()
+        # While the server was away nobody could be heard, and that was nobody's fault.
+        for other in self._seats:
+            other.heard = time.monotonic()
+        self._now(seat, "ready")
+
+    async def _hear_on(self) -> None:
+        # Imported only now: the processes that it starts are busy importing too.
+        from millrace.bus import Bus, Inbox  # noqa: PLC0415
+
+        bus = await Bus.connect(self._broker.url(Role.OPERATOR), Role.OPERATOR, "up")
+        try:
+            await bus.listen(Inbox(PRESENCE.wildcard, messages.Here, self._heard))
+            await asyncio.Event().wait()
+        finally:
+            await bus.close()
+
+    async def _heard(self, here: messages.Here, _: Context) -> None:
+        now = time.monotonic()
+        for seat in self._seats:
+            if seat.id == here.id:
+                seat.here, seat.heard = here, now
+                if not seat.leaving.is_set() and not seat.replacing:
+                    self._now(seat, here.state)
+                return
+        if here.id not in self._guests:
+            self._event(f"{here.role} {here.id} joined from outside")
+        self._guests[here.id] = (here, now)
+
+    def _now(self, seat: Seat, state: str) -> None:
+        if state == seat.state:
+            return
+        seat.state = state
+        if state != "ready":
+            return
+        self._event(f"{seat.name} ready")
+        seat.ready_at = time.monotonic()
+        seat.ready.set()
+        if not seat.first_ready.done():
+            seat.first_ready.set_result(None)
+
+    async def _tick_on(self) -> None:
+        while True:
+            now = time.monotonic()
+            for id, (here, heard) in tuple(self._guests.items()):
+                if now - heard > SILENT_S:
+                    del self._guests[id]
+                    self._event(f"{here.role} {id} left")
+            for seat in self._seats:
+                self._pass_on(seat)
+            self._show()
+            await asyncio.sleep(TICK_S)
+
+    def _pass_on(self, seat: Seat) -> None:
+        """What a process warns of, its user sees."""
+        lines = seat.child.warnings() if seat.child else []
+        for line in lines[:WARNINGS]:
+            self._view.event(f"{seat.name}: {line}")
+        if len(lines) > WARNINGS:
+            self._view.event(f"{seat.name}: {len(lines) - WARNINGS} more in {self._log(seat)}")
+
+    def _event(self, text: str) -> None:
+        log.info(text)
+        self._view.event(text)
+
+    def _show(self) -> None:
+        self._view.show(self.rows())
+
+    # -- what it is told
+
+    def rows(self) -> list[Row]:
+        up = all(seat.ready.is_set() for seat in self._seats if seat.role == NATS)
+        now = time.monotonic() if up else None
+        guests = [
+            Row(here.role, here.pid, here.id, here.state, here.load, here.room, 0, here.model)
+            for here, _ in self._guests.values()
+        ]
+        return [*(seat.row(now) for seat in self._seats), *guests]
+
+    async def scale(self, role: str, count: int, say: Say) -> None:
+        if role not in SCALED:
+            raise ControlError(f"cannot scale {role!r}: it is one of {', '.join(SCALED)}")
+        if not 0 <= count <= MOST:
+            raise ControlError(f"{role}={count}: from 0 to {MOST} can be run here")
+        await self._obey(self._scale(role, count, say))
+
+    async def restart(self, role: str, say: Say) -> None:
+        if role and role not in ORDER:
+            raise ControlError(f"cannot restart {role!r}: it is one of {', '.join(ORDER)}")
+        await self._obey(self._restart((role,) if role else ORDER, say))
+
+    async def _obey(self, work: Coroutine[Any, Any, None]) -> None:
+        """One order after another, and none once the service is being stopped."""
+
+        async def in_turn() -> None:
+            async with self._one_order:
+                await work
+
+        task = asyncio.create_task(in_turn())
+        stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ControlError("the service is being stopped")
+            task.result()
+        except CannotStart as error:
+            raise ControlError(str(error)) from None
+        finally:
+            task.cancel()
+            stopped.cancel()
+            await asyncio.gather(task, stopped, return_exceptions=True)
+            work.close()
+
+    async def _scale(self, role: str, count: int, say: Say) -> None:
+        seats = [seat for seat in self._seats if seat.role == role]
+        new = [self._add(role, TRIES) for _ in range(count - len(seats))]
+        await asyncio.gather(*(self._comes(seat, say) for seat in new))
+        await asyncio.gather(*(self._goes(seat, say) for seat in seats[count:]))
+
+    async def _restart(self, roles: Sequence[str], say: Say) -> None:
+        for role in roles:
+            for seat in [seat for seat in self._seats if seat.role == role]:
+                if role == NATS:
+                    say("nats: stopping and starting")
+                    await self._replace(seat)
+                    say("nats: ready")
+                else:
+                    await self._comes(self._add(role, TRIES, seat.restarts), say)
+                    await self._goes(seat, say)
+
+    async def _replace(self, seat: Seat) -> None:
+        """The same seat, a new process: for nats-server, of which there can be only one."""
+        if seat.child and seat.child.alive:
+            seat.replacing = True
+            seat.ready.clear()
+            await seat.child.stop(PATIENCE_S)
+        await seat.ready.wait()
+
+    async def _comes(self, seat: Seat, say: Say) -> None:
+        say(f"{seat.role}: starting one more")
+        try:
+            await asyncio.shield(seat.first_ready)
+        except asyncio.CancelledError:
+            seat.leaving.set()
+            raise
+        say(f"{seat.name}: ready")
+
+    async def _goes(self, seat: Seat, say: Say) -> None:
+        say(f"{seat.name}: draining")
+        self._event(f"{seat.name} draining")
+        await self._retire(seat)
+        say(f"{seat.name}: stopped")
+        self._event(f"{seat.name} stopped")
+
+
+# -- the command
+
+
+def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
+    """Run a service until it is told to stop. `passed` are settings for the processes it starts."""
+    began = time.monotonic()
+    for role in SCALED:
+        if getattr(given, f"{role}s") < 0:
+            raise settings.SettingError(f"{role}s: a number of processes is not negative")
+        _checked(role, passed)
+    try:
+        binary()
+    except FileNotFoundError as error:
+        raise CannotStart(str(error)) from None
+    with contextlib.ExitStack() as held:
+        early = held.enter_context(listen(given.host, 0)) if given.port == 0 else None
+        if early:  # the system chose a port, and the state directory is named after it
+            given = msgspec.structs.replace(given, port=early.getsockname()[1])
+        folder = control.state_dir(given)
+        held.callback(os.close, claim(folder))
+        http = early or held.enter_context(listen(given.host, given.port))
+        (folder / "log").mkdir(mode=0o700, exist_ok=True)
+        logging.basicConfig(
+            filename=folder / "log" / "up.log", level="INFO", format="%(asctime)s %(levelname)s %(message)s"
+        )
+        title = f"millrace {given.model}   state and logs: {folder}"
+        view = panel.choose(sys.stdout, plain=given.plain, title=title, began=began)
+        held.callback(view.close)
+        drain_s = _checked(Role.GATEWAY, passed).drain_s
+        asyncio.run(Supervisor(given, _environment(passed), drain_s, folder, http, view).run())
+    return 0
+
+
+def _checked(role: Role, passed: Mapping[str, Any]) -> Any:
+    """The settings this role's processes will find: a wrong one is told now, and once."""
+    struct = settings.ROLES[role]
+    return settings.load(struct, {k: v for k, v in passed.items() if k in struct.__struct_fields__})
+
+
+def _environment(passed: Mapping[str, Any]) -> dict[str, str]:
+    # What is about one process is chosen for each; an old NATS address would be nobody's here.
+    env = {k: v for k, v in os.environ.items() if k not in ("MILLRACE_NATS", "MILLRACE_ID", "MILLRACE_FD")}
+    env |= {f"MILLRACE_{key.upper()}": str(value) for key, value in passed.items()}
+    root = Path(__file__).parent.parent
+    if root.name not in ("site-packages", "dist-packages"):  # run from a checkout
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), env.get("PYTHONPATH", "")]))
+    return env
