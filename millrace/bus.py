@@ -71,6 +71,7 @@ class Bus:
         self._client = client
         self._role = role
         self._subs: list[Subscription] = []
+        self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()  # what went wrong so far; `Here` carries it
         self.on_up: Callable[[], Awaitable[None]] | None = None
@@ -106,7 +107,8 @@ class Bus:
                 await bus.on_up()
 
         async def on_down() -> None:
-            log.warning("NATS is away")
+            if not bus._closing:
+                log.warning("NATS is away")
 
         connecting = asyncio.ensure_future(
             client.connect(
@@ -141,6 +143,7 @@ class Bus:
 
     async def close(self) -> None:
         """Take nothing more, finish what was taken, send what was said."""
+        self._closing = True
         for sub in self._subs:
             try:
                 await sub.unsubscribe()

@@ -1,0 +1,245 @@
+"""The bus on a real nats-server: what is poisoned, lost, refused or repeated is counted and told."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from millrace import messages as m
+from millrace.bus import Bus, Delivery, Inbox, NoAnswer, NoResponder
+from millrace.errors import Code, Failure
+from millrace.subjects import ENGINE, JOB, JOBS, TOKENIZER, Role, consumer
+from millrace.telemetry import Context
+from tests.kit.nats import Server
+
+NOBODY = Context("r", "", 0)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    made = Server(tmp_path / "nats")
+    try:
+        yield await made.start()
+    finally:
+        made.close()
+
+
+@pytest.fixture
+async def join(server: Server) -> AsyncIterator[Callable[[Role], "asyncio.Future[Bus]"]]:
+    joined: list[Bus] = []
+
+    async def one(role: Role) -> Bus:
+        joined.append(await server.join(role))
+        return joined[-1]
+
+    yield lambda role: asyncio.ensure_future(one(role))
+    for bus in joined:
+        await bus.close()
+
+
+Join = Callable[[Role], "asyncio.Future[Bus]"]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def job(name: str = "gw-1", prompt: bytes = b"\1\0\0\0") -> m.Job:
+    return m.Job(name, 1, prompt, m.Sampling(1), 4)
+
+
+async def declared(gateway: Bus, **limits: int) -> None:
+    await gateway.declare_stream(JOBS.config(**limits))
+    await gateway.declare_consumer(JOBS.name, consumer("sim"))
+
+
+async def test_a_poisoned_message_is_counted_and_answered(join: Join) -> None:
+    """Bytes that are no message of the subject end there: counted, answered, and the next one is handled."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+    heard: list[m.Ping] = []
+
+    async def handle(message: m.Ping, context: Context) -> m.Pong:
+        heard.append(message)
+        return m.Pong("e", 1, [])
+
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
+    await engine._client.flush()
+    answer = msgspec.msgpack.decode(await gateway._ask(ENGINE.to("e"), b"\xc1 nonsense", 2.0), type=m.Refused)
+    pong = await gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 2.0)
+
+    assert (Code.INVALID_REQUEST, 1) == (answer.code, engine.counts["poisoned"])
+    assert ("e", [m.Ping([])]) == (pong.id, heard)
+
+
+async def test_a_handler_that_fails_harms_its_message_only(join: Join) -> None:
+    """A defect is counted and answered as internal; the subscription goes on."""
+    tokenizer, gateway = await join(Role.TOKENIZER), await join(Role.GATEWAY)
+
+    async def handle(message: m.Prompt, context: Context) -> m.Message:
+        if message.request == "gw-bad":
+            raise ZeroDivisionError
+        return m.Admitted(message.request, 1, 1, 1)
+
+    await tokenizer.listen(Inbox(TOKENIZER.to("sim"), m.ToTokenizer, handle, queue="q", credit=4))
+    await tokenizer._client.flush()
+    answers = [
+        await gateway.request(
+            TOKENIZER.to("sim"), m.Prompt(name, 1, "sim", m.Text("x"), m.Sampling(1)), m.FromTokenizer, 2.0
+        )
+        for name in ("gw-bad", "gw-good")
+    ]
+
+    assert Code.INTERNAL == answers[0].code
+    assert "gw-good" == answers[1].request
+    assert 1 == tokenizer.counts["failed"]
+
+
+async def test_a_slow_subscriber_is_seen(join: Join) -> None:
+    """What nats-py drops because nobody takes it is counted."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+    gate = asyncio.Event()
+
+    async def handle(message: m.Release, context: Context) -> None:
+        await gate.wait()
+
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
+    engine._subs[0]._pending_queue._maxsize = 4  # type: ignore[attr-defined]  # instead of half a million messages
+    await engine._client.flush()
+    for _ in range(20):
+        await gateway.publish(ENGINE.to("e"), m.Release([]))
+    await until(lambda: engine.counts["dropped"] > 0)
+    gate.set()
+
+    assert engine.counts["dropped"] >= 10
+
+
+async def test_nobody_there_and_no_answer_differ(join: Join) -> None:
+    """That nobody listens is known at once; silence takes its time."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+
+    async def handle(message: m.Ping, context: Context) -> None:
+        return None
+
+    await engine.listen(Inbox(ENGINE.to("mute"), m.ToEngine, handle))
+    await engine._client.flush()
+
+    with pytest.raises(NoResponder):
+        await gateway.request(ENGINE.to("nobody"), m.Ping([]), m.Pong, 30.0)
+    with pytest.raises(NoAnswer):
+        await gateway.request(ENGINE.to("mute"), m.Ping([]), m.Pong, 0.1)
+
+
+async def test_a_job_asked_for_twice_is_stored_once(join: Join) -> None:
+    """The same request and attempt has one place in the queue, whoever asks how often."""
+    gateway, tokenizer = await join(Role.GATEWAY), await join(Role.TOKENIZER)
+    await declared(gateway)
+
+    first = await tokenizer.store(JOB.to("sim"), job(), "gw-1:1", 1.0, NOBODY)
+    again = await tokenizer.store(JOB.to("sim"), job(), "gw-1:1", 1.0, NOBODY)
+    other = await tokenizer.store(JOB.to("sim"), job(), "gw-1:2", 1.0, NOBODY)
+
+    assert (first, first + 1) == (again, other)
+
+
+async def test_a_full_queue_and_a_missing_one_are_told_apart(join: Join) -> None:
+    """Full is 429 to the client, absent is 503, too large is 413."""
+    gateway, tokenizer = await join(Role.GATEWAY), await join(Role.TOKENIZER)
+
+    with pytest.raises(Failure) as missing:
+        await tokenizer.store(JOB.to("sim"), job(), "gw-0:1", 1.0, NOBODY)
+    await declared(gateway, max_msgs=2)
+    for i in range(2):
+        await tokenizer.store(JOB.to("sim"), job(f"gw-{i}"), f"gw-{i}:1", 1.0, NOBODY)
+    with pytest.raises(Failure) as full:
+        await tokenizer.store(JOB.to("sim"), job("gw-2"), "gw-2:1", 1.0, NOBODY)
+    with pytest.raises(Failure) as large:
+        huge = job("gw-3", b"\0" * (JOBS.max_msg_size + 1))
+        await tokenizer.store(JOB.to("sim"), huge, "gw-3:1", 1.0, NOBODY)
+
+    assert Code.UNAVAILABLE == missing.value.code
+    assert Code.QUEUE_FULL == full.value.code
+    assert Code.BODY_TOO_LARGE == large.value.code
+
+
+async def test_a_pull_takes_what_there_is_room_for(join: Join) -> None:
+    """An engine gets no more jobs than it asked for; the rest wait for others."""
+    gateway, tokenizer, engine = [await join(r) for r in (Role.GATEWAY, Role.TOKENIZER, Role.ENGINE)]
+    await declared(gateway)
+    got: list[Delivery] = []
+
+    async def take(delivery: Delivery) -> None:
+        got.append(delivery)
+
+    for i in range(5):
+        await tokenizer.store(JOB.to("sim"), job(f"gw-{i}"), f"gw-{i}:1", 1.0, Context(f"gw-{i}", "", 9))
+    pull = engine.pull("sim", lambda: 3 - len(got), take)
+    await pull.start()
+    await until(lambda: len(got) == 3)
+    await asyncio.sleep(0.5)  # two more rounds of asking
+    await pull.stop()
+
+    assert ["gw-0", "gw-1", "gw-2"] == [d.job.request for d in got]
+    assert ("gw-0", 9, 1) == (got[0].context.request, got[0].context.left_ms, got[0].delivery)
+
+
+async def test_a_settled_job_is_gone_and_a_refused_one_comes_back(join: Join) -> None:
+    """The owner alone settles: an ack frees the place, a nak has the job delivered again at once."""
+    gateway, tokenizer, engine = [await join(r) for r in (Role.GATEWAY, Role.TOKENIZER, Role.ENGINE)]
+    await declared(gateway)
+    got: list[Delivery] = []
+
+    async def take(delivery: Delivery) -> None:
+        got.append(delivery)
+
+    seq = await tokenizer.store(JOB.to("sim"), job(), "gw-1:1", 1.0, NOBODY)
+    pull = engine.pull("sim", lambda: 4, take)
+    await pull.start()
+    await until(lambda: len(got) == 1)
+    await gateway.settle(got[0].lease, "-NAK")
+    await until(lambda: len(got) == 2)
+    there = await gateway.stored(seq)
+    await gateway.settle(got[0].lease, "+ACK")  # the first delivery's subject still settles it
+
+    async with asyncio.timeout(5):
+        while await gateway.stored(seq):
+            await asyncio.sleep(0.01)
+    await pull.stop()
+
+    assert (True, 2) == (there, got[1].delivery)
+
+
+async def test_nothing_is_kept_for_a_server_that_is_away(server: Server, join: Join) -> None:
+    """While NATS is down a publish says so, a request fails at once, and nothing is sent late."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+    heard: list[m.Message] = []
+
+    async def handle(message: m.Release, context: Context) -> None:
+        heard.append(message)
+
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
+    await engine._client.flush()
+    server.kill()
+    await until(lambda: not gateway.up and not engine.up)
+    sent = await gateway.publish(ENGINE.to("e"), m.Release([m.Ref("ghost", 1)]))
+    with pytest.raises(NoAnswer):
+        await gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 30.0)
+    await server.start()
+    await until(lambda: gateway.up and engine.up)
+    await engine._client.flush()
+    await gateway.publish(ENGINE.to("e"), m.Release([m.Ref("real", 1)]))
+    await until(lambda: bool(heard))
+
+    assert not sent
+    assert [m.Release([m.Ref("real", 1)])] == heard
+
+
+async def test_wrong_credentials_are_told_at_once(server: Server) -> None:
+    """A process with the wrong password does not retry for ever."""
+    url = server.broker.url(Role.ENGINE).replace("engine:", "engine:x")
+
+    with pytest.raises(PermissionError, match="engine"):
+        await asyncio.wait_for(Bus.connect(url, Role.ENGINE, "e"), 10)
