@@ -91,7 +91,7 @@ class Child:
             return await self.wait()
 
     def warnings(self) -> list[str]:
-        """The lines of warning or worse that it wrote since this was last asked."""
+        """What it wrote of level warning or worse since this was last asked, from the level's name on."""
         self._collect()
         alarms, self._alarms = self._alarms, []
         return alarms
@@ -107,7 +107,9 @@ class Child:
         lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
         if lines:
             self._last = lines[-1].strip()[:500]
-        self._alarms += [line[:500] for line in lines if ALARMING.search(line[:80])]
+        for line in lines:
+            if level := ALARMING.search(line[:80]):
+                self._alarms.append(line[level.start() :][:500])
 
     @property
     def last_line(self) -> str:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, TextIO
 
 from millrace.control import Row
@@ -22,10 +23,10 @@ class View(Protocol):
     def close(self) -> None: ...
 
 
-def choose(out: TextIO, *, plain: bool, title: str, began: float) -> View:
+def choose(out: TextIO, *, plain: bool, model: str, folder: Path, began: float) -> View:
     if plain or not out.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         return Lines(out, began)
-    return Panel(out, title, began)
+    return Panel(out, model, folder, began)
 
 
 def stamped(text: str, began: float) -> str:
@@ -53,13 +54,14 @@ class Lines:
 
 
 class Panel:
-    """The state of every process, drawn over its last picture. `show` decides how often: call it at ease."""
+    """The state of every process, drawn over its last picture; nothing is written while it stays the same."""
 
-    def __init__(self, out: TextIO, title: str, began: float):
+    def __init__(self, out: TextIO, model: str, folder: Path, began: float):
         self._out = _Screen(out)
-        self._title = title
+        self._model = model
+        self._folder = folder
         self._began = began
-        self._url = ""
+        self._url = "starting"
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._drawn: list[str] = []
         self._colour = "NO_COLOR" not in os.environ
@@ -72,9 +74,8 @@ class Panel:
 
     def show(self, rows: Sequence[Row]) -> None:
         size = shutil.get_terminal_size()
-        state = self._url or "starting"
         lines = picture(
-            f"{self._title}  {state}",
+            (f"millrace {self._model}   {self._url}", f"state and logs: {self._folder}"),
             rows,
             list(self._events),
             columns=size.columns,
@@ -93,28 +94,38 @@ class Panel:
 
 
 def picture(
-    title: str, rows: Sequence[Row], events: Sequence[str], *, columns: int, height: int, colour: bool
+    head: tuple[str, str],
+    rows: Sequence[Row],
+    events: Sequence[str],
+    *,
+    columns: int,
+    height: int,
+    colour: bool,
 ) -> list[str]:
     """The panel's lines, none wider than the terminal and not more than it is high."""
 
     def painted(text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
+        return f"\x1b[{code}m{text}\x1b[0m" if colour and code and text else text
 
-    head = f"{'role':<12} {'id':<22} {'pid':>7} {'state':<9} {'load':<{BAR + 8}} {'restarts':>8}"
-    lines = [painted(title[:columns], "1"), "", painted(head[:columns], "2")]
+    title, note = head
+    names = f"{'role':<12} {'id':<22} {'pid':>7} {'state':<9} {'load':<{BAR + 8}} {'restarts':>8}"
+    lines = [
+        painted(title[:columns], "1"),
+        painted(note[:columns], "2"),
+        "",
+        painted(names[:columns], "2"),
+    ]
     for row in rows:
-        before = f"{row.role:<12} {row.id:<22} {row.pid:>7} "
-        after = f" {_bar(row):<{BAR + 8}} {row.restarts or '':>8}"
-        state = f"{row.state:<9}"
-        if len(before) + len(state) > columns:
-            lines.append((before + state)[:columns])
-        else:
-            room = columns - len(before) - len(state)
-            lines.append(before + painted(state, COLOURS.get(row.state, "")) + after[:room].rstrip())
-    if events:
-        lines += ["", *(painted(event[:columns], "2") for event in events)]
+        before = f"{row.role:<12} {row.id:<22} {row.pid or '':>7} "[:columns]
+        state = f"{row.state:<9}"[: columns - len(before)]
+        after = f" {_bar(row):<{BAR + 8}} {row.restarts or '':>8}"[: columns - len(before) - len(state)]
+        lines.append(before + painted(state, COLOURS.get(row.state, "")) + after.rstrip())
     # One line is the cursor's. Without it the terminal scrolls, and the next picture lands too low.
-    return lines[: max(1, height - 1)]
+    lines = lines[: max(1, height - 1)]
+    room = height - 1 - len(lines) - 1
+    if events and room > 0:
+        lines += ["", *(painted(event[:columns], "2") for event in events[-room:])]
+    return lines
 
 
 def _bar(row: Row) -> str:

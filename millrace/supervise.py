@@ -428,7 +428,7 @@ class Supervisor:
         """What a process warns of, its user sees."""
         lines = seat.child.warnings() if seat.child else []
         for line in lines[:WARNINGS]:
-            self._view.event(f"{seat.name}: {line}")
+            self._view.event(f"{seat.name}: {line.replace(f' {seat.id} ', ' ')}")
         if len(lines) > WARNINGS:
             self._view.event(f"{seat.name}: {len(lines) - WARNINGS} more in {self._log(seat)}")
 
@@ -551,8 +551,7 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         logging.basicConfig(
             filename=folder / "log" / "up.log", level="INFO", format="%(asctime)s %(levelname)s %(message)s"
         )
-        title = f"millrace {given.model}   state and logs: {folder}"
-        view = panel.choose(sys.stdout, plain=given.plain, title=title, began=began)
+        view = panel.choose(sys.stdout, plain=given.plain, model=given.model, folder=folder, began=began)
         held.callback(view.close)
         drain_s = _checked(Role.GATEWAY, passed).drain_s
         asyncio.run(Supervisor(given, _environment(passed), drain_s, folder, http, view).run())
