@@ -391,6 +391,7 @@ class Pull:
             self._bus.counts["poisoned"] += 1
             log.error("job %s is not one of ours: %s", msg.reply, error)
             await self._bus.publish(subjects.ORPHANS.pattern, messages.Orphan("", msg.reply))
+            self.wake()
             return
         await self._take(Delivery(job, msg.reply, delivered, Context.of(msg.headers)))
 

@@ -67,7 +67,9 @@ MEANINGS: dict[Code, Meaning] = {
 class Failure(Exception):
     """A request's typed bad end. `param` names the field at fault, where there is one."""
 
-    def __init__(self, code: Code, message: str, *, param: str | None = None, retry_after: float | None = None):
+    def __init__(
+        self, code: Code, message: str, *, param: str | None = None, retry_after: float | None = None
+    ):
         super().__init__(message)
         self.code = code
         self.message = message

@@ -15,8 +15,10 @@ import uvloop
 
 from millrace import settings
 from millrace.actor import Actor
-from millrace.bus import Bus
+from millrace.bus import Bus, Inbox
+from millrace.messages import Here
 from millrace.subjects import PRESENCE, SAFE, Role
+from millrace.telemetry import Context
 
 HERE_S = 0.5
 DRAIN_S = 60.0
@@ -81,9 +83,19 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
         await tell()
         await actor.reconnected()
 
+    gateways: set[str] = set()
+
+    async def greet(here: Here, context: Context) -> None:
+        """A gateway that has just come knows nobody: it shall not have to wait."""
+        if here.id not in gateways:
+            gateways.add(here.id)
+            await tell()
+
     bus.on_up = again
     await actor.start()
     state = State.READY
+    if role is not Role.GATEWAY:
+        await bus.listen(Inbox(PRESENCE.to(Role.GATEWAY), Here, greet))
     telling = asyncio.create_task(tell_on())
     log.info("ready")
     await asyncio.wait((stopped, actor.broken), return_when=asyncio.FIRST_COMPLETED)

@@ -67,7 +67,7 @@ ENGINE = Subject(
     "mr.eng.{}", (m.Ping, m.Resend, m.Release), (m.Pong,), (G, D), (E,), "one boot of one engine"
 )
 ORPHANS = Subject("mr.orphan", (m.Orphan,), (), (E,), (G,), "queue group of the gateways")
-PRESENCE = Subject("mr.here.{}", (m.Here,), (), (G, T, E, D), (G, UP), "who is there, by role")
+PRESENCE = Subject("mr.here.{}", (m.Here,), (), (G, T, E, D), (G, T, E, D, UP), "who is there, by role")
 DEAD = Subject("mr.dead.{}", (m.DeadLetter,), (), (G,), (), "stored in DEAD, for people to read")
 
 SUBJECTS = (TOKENIZER, JOB, GATEWAY, DETOKENIZER, ENGINE, ORPHANS, PRESENCE, DEAD)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import time
@@ -45,6 +46,9 @@ from services.gateway.ledger import (
 TICK_S = 0.05
 SEEN_S = 2.0
 """Everybody says twice a second that it is there."""
+
+MEET_S = 0.3
+"""How long a new gateway waits for the others to say who they are; in a start of all they come later."""
 
 ORPHAN_S = 5.0
 """A gateway silent for this long is gone, and nobody waits for its jobs."""
@@ -111,10 +115,19 @@ class GatewayActor(Actor):
         await self.bus.listen(Inbox(GATEWAY.to(self.id), m.ToGateway, self._told))
         await self.bus.listen(Inbox(ORPHANS.to(""), m.Orphan, self._orphaned, queue="gateways"))
         await self.bus.listen(Inbox(PRESENCE.wildcard, Here, self._here))
+        await self._meet()
         self._serving = await app.serve(app.build(self, self._given), self._given)
         self.spawn(self._tick())
         self.spawn(self._send_cancels())
         self.spawn(self._measure())
+
+    async def _meet(self) -> None:
+        """Those who are there answer the first sign of a gateway at once; then it knows what it serves."""
+        await self.bus.publish(PRESENCE.to(self.role), self.here("starting", os.getpid()))
+        for _ in range(int(MEET_S / 0.01)):
+            if not self.missing():
+                break
+            await asyncio.sleep(0.01)
 
     def here(self, state: str, pid: int) -> Here:
         counts = {**self.bus.counts, **self._ledger.counts}
