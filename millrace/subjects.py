@@ -43,6 +43,16 @@ class Subject:
 
 SAFE = re.compile(r"[a-z0-9_]{1,64}")
 
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A message and where it goes: what a state machine returns, and its actor sends."""
+
+    subject: Subject
+    to: str
+    message: m.Message
+
+
 TOKENIZER = Subject(
     "mr.tok.{}", (m.Prompt,), (m.Admitted, m.Refused), (G,), (T,), "queue group of a model's tokenizers"
 )

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from millrace import messages as m
-from millrace.subjects import ACK_WAIT_S, DETOKENIZER, GATEWAY, ORPHANS, Subject
+from millrace.subjects import ACK_WAIT_S, DETOKENIZER, GATEWAY, ORPHANS, Send
 from services.engine.scheduler import Output
 from services.engine.sequence import Sequence
 
@@ -31,13 +31,6 @@ class Board(Protocol):
     def grant(self, request: str, epoch: int, committed: list[int]) -> None: ...
 
     def drop(self, request: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    subject: Subject
-    to: str
-    message: m.Message
 
 
 @dataclass(frozen=True, slots=True)

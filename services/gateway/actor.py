@@ -23,22 +23,22 @@ from millrace.subjects import (
     STREAMS,
     TOKENIZER,
     Role,
+    Send,
     consumer,
     model_key,
 )
 from millrace.telemetry import Context, child_of
 from services.gateway import app
 from services.gateway.desk import Answer, Ask, Model, Piece
+from services.gateway.entry import Entry
 from services.gateway.ledger import (
     Bury,
     Check,
     Delete,
     Effect,
-    Entry,
     Ledger,
     Probe,
     Resubmit,
-    Send,
     Settle,
     Watch,
 )

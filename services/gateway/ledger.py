@@ -9,24 +9,19 @@ even one that was only paused and will wake up believing that nothing happened.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from msgspec import structs
 
 from millrace import messages as m
 from millrace.errors import Code, Failure
-from millrace.subjects import ACK_WAIT_S, DETOKENIZER, ENGINE, Subject
+from millrace.subjects import ACK_WAIT_S, DETOKENIZER, ENGINE, Send, Subject
 from services.gateway.desk import Piece
+from services.gateway.entry import Entry
 
 RENEW_S = ACK_WAIT_S / 2.5
 """One lost renewal must not cost the lease."""
-
-SUSPECT_STRIKES, SUSPECT_DEATHS = 2, 4
-CAP_STRIKES, CAP_DEATHS = 4, 12
-"""A strike is an engine lost while it held the request without a token to show for it. A job that crashes
-engines collects strikes fast; innocents beside it collect two at most, since suspects run alone. Deaths
-with progress between them are bad luck for long, but not for ever: a job may crash at a late token."""
 
 HANG_S = 10.0
 """An engine that answers pings but makes no step for this long while it holds work is hung."""
@@ -42,13 +37,6 @@ GRACE_S = 1.0
 
 
 # -- effects
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    subject: Subject
-    to: str
-    message: m.Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,59 +78,6 @@ class Bury:
 
 
 Effect = Send | Probe | Settle | Delete | Check | Resubmit | Bury
-
-
-@dataclass(slots=True)
-class Entry:
-    prompt: m.Prompt  # kept to make the job again, should it be lost
-    model: str
-    opened_at: float
-    deadline: float
-    traceparent: str = ""
-    stops: list[str] = field(default_factory=list)
-    include_stop: bool = False
-    keep_special: bool = False
-    # what the client has or will get
-    committed: list[int] = field(default_factory=list)
-    pieces: list[Piece] = field(default_factory=list)
-    failure: Failure | None = None
-    ended: bool = False
-    on_news: Callable[[], None] = lambda: None
-    # the job
-    seq: int = 0
-    prompt_tokens: int = 0
-    checked_at: float = 0.0
-    # who has it; no engine: it is queued
-    epoch: int = 0
-    engine: str = ""
-    detokenizer: str = ""
-    lease: str = ""
-    leased_at: float = 0.0
-    progress_at: float = 0.0  # last token committed, or granted
-    alive_at: float = 0.0  # last proof that its engine works on it
-    resumed_from: int = 0
-    owed: int = 0  # tokens its engine said it had sent, when that was more than committed
-    resends: int = 0
-    resent_at: float = 0.0
-    # what it has done to engines
-    strikes: int = 0
-    deaths: int = 0
-
-    @property
-    def request(self) -> str:
-        return self.prompt.request
-
-    @property
-    def suspect(self) -> bool:
-        return self.strikes >= SUSPECT_STRIKES or self.deaths >= SUSPECT_DEATHS
-
-    @property
-    def hopeless(self) -> bool:
-        return self.strikes >= CAP_STRIKES or self.deaths >= CAP_DEATHS
-
-    @property
-    def ref(self) -> m.Ref:
-        return m.Ref(self.request, self.epoch)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ from millrace import messages as m
 from services.detokenizer.scribe import Scribe, Transcript
 from services.engine.sample import Candidates
 from services.engine.sequence import Sequence
-from services.gateway.ledger import Entry, Ledger
+from services.gateway.entry import Entry
+from services.gateway.ledger import Ledger
 
 
 class EpochlessLedger(Ledger):

@@ -15,7 +15,7 @@ from typing import Any
 
 from millrace import messages as m
 from millrace.errors import Code
-from millrace.subjects import ACK_WAIT_S, GATEWAY, ORPHANS
+from millrace.subjects import ACK_WAIT_S, GATEWAY, ORPHANS, Send
 from services.detokenizer import scribe
 from services.detokenizer.scribe import Scribe
 from services.engine import roster
@@ -27,7 +27,8 @@ from services.engine.sequence import Sequence
 from services.engine.sim import Costs, SimModel, Vocabulary
 from services.gateway import ledger
 from services.gateway.desk import Piece
-from services.gateway.ledger import Entry, Ledger
+from services.gateway.entry import Entry
+from services.gateway.ledger import Ledger
 
 SLOTS, CHUNK, STEP_S = 4, 8, 0.01
 VOCABULARY = Vocabulary(words=list(range(8, 250)), eos=2)
@@ -330,7 +331,7 @@ class World:
     def _gateway_does(self, effects: Iterable[ledger.Effect]) -> None:
         for effect in effects:
             match effect:
-                case ledger.Send(_, to, message):
+                case Send(_, to, message):
                     self._send(
                         self.gateway,
                         to,

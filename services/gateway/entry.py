@@ -1,0 +1,67 @@
+"""One live request in the ledger: what its client has, who runs it, and what it has done to engines."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from millrace import messages as m
+from millrace.errors import Failure
+from services.gateway.desk import Piece
+
+SUSPECT_STRIKES, SUSPECT_DEATHS = 2, 4
+CAP_STRIKES, CAP_DEATHS = 4, 12
+"""A strike is an engine lost while it held the request without a token to show for it. A job that crashes
+engines collects strikes fast; innocents beside it collect two at most, since suspects run alone. Deaths
+with progress between them are bad luck for long, but not for ever: a job may crash at a late token."""
+
+
+@dataclass(slots=True)
+class Entry:
+    prompt: m.Prompt  # kept to make the job again, should it be lost
+    model: str
+    opened_at: float
+    deadline: float
+    traceparent: str = ""
+    stops: list[str] = field(default_factory=list)
+    include_stop: bool = False
+    keep_special: bool = False
+    # what the client has or will get
+    committed: list[int] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    failure: Failure | None = None
+    ended: bool = False
+    on_news: Callable[[], None] = lambda: None
+    # the job
+    seq: int = 0
+    prompt_tokens: int = 0
+    checked_at: float = 0.0
+    # who has it; no engine: it is queued
+    epoch: int = 0
+    engine: str = ""
+    detokenizer: str = ""
+    lease: str = ""
+    leased_at: float = 0.0
+    progress_at: float = 0.0  # last token committed, or granted
+    alive_at: float = 0.0  # last proof that its engine works on it
+    resumed_from: int = 0
+    owed: int = 0  # tokens its engine said it had sent, when that was more than committed
+    resends: int = 0
+    resent_at: float = 0.0
+    # what it has done to engines
+    strikes: int = 0
+    deaths: int = 0
+
+    @property
+    def request(self) -> str:
+        return self.prompt.request
+
+    @property
+    def suspect(self) -> bool:
+        return self.strikes >= SUSPECT_STRIKES or self.deaths >= SUSPECT_DEATHS
+
+    @property
+    def hopeless(self) -> bool:
+        return self.strikes >= CAP_STRIKES or self.deaths >= CAP_DEATHS
+
+    @property
+    def ref(self) -> m.Ref:
+        return m.Ref(self.request, self.epoch)
