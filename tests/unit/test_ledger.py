@@ -1,0 +1,224 @@
+"""The ledger's rules, one by one. The seeded worlds of test_simulation.py try them together."""
+
+from millrace import messages as m
+from millrace.errors import Code
+from millrace.subjects import ENGINE, Send
+from services.gateway.desk import Piece
+from services.gateway.entry import Entry
+from services.gateway.ledger import Bury, Check, Delete, Effect, Ledger, Probe, Resubmit, Settle
+
+REQUEST = "gw-" + "0" * 32
+
+
+def opened(*, deadline: float = 100.0) -> tuple[Ledger, Entry]:
+    ledger = Ledger("gw")
+    prompt = m.Prompt(REQUEST, 1, "sim", m.Text("hi"), m.Sampling(1))
+    entry = Entry(prompt, "sim", opened_at=0.0, deadline=deadline)
+    ledger.open(entry)
+    ledger.here(m.Here("detokenizer", "d1", 1, "ready"), 0.0)
+    ledger.admitted(REQUEST, 7, 3, 0.0)
+    return ledger, entry
+
+
+def claim(
+    ledger: Ledger, engine: str = "e1", lease: str = "L1", now: float = 0.0, busy: int = 0
+) -> m.ClaimReply:
+    return ledger.claim(m.Claim(REQUEST, engine, lease, busy), now)[0]
+
+
+def said(epoch: int, index: int, *tokens: int, finish: m.Finish = "", engine: str = "e1") -> m.Delta:
+    return m.Delta(
+        engine, "d1", [m.Said(REQUEST, epoch, index, list(tokens), [f"{t}." for t in tokens], finish)]
+    )
+
+
+def verbs(effects: list[Effect]) -> list[tuple[str, str]]:
+    return [(e.lease, e.verb) for e in effects if isinstance(e, Settle)]
+
+
+def test_tokens_count_from_the_current_epoch_and_the_next_index() -> None:
+    """Repeated tokens are taken once, tokens of a lost epoch not at all, and half-known ones by half."""
+    ledger, entry = opened()
+    claim(ledger)
+    ledger.delta(said(1, 0, 5, 6), 0.1)
+    ledger.delta(said(1, 0, 5, 6), 0.1)
+    ledger.delta(said(1, 1, 6, 7), 0.1)
+    ledger.delta(said(0, 3, 99), 0.1)
+
+    assert [5, 6, 7] == entry.committed
+    assert [Piece(5, "5.", ""), Piece(6, "6.", ""), Piece(7, "7.", "")] == entry.pieces
+
+
+def test_a_gap_is_asked_for_and_not_taken() -> None:
+    """What is missing before a token is asked of its engine, from the right index."""
+    ledger, entry = opened()
+    claim(ledger)
+    ledger.delta(said(1, 0, 5), 1.0)
+    effects = ledger.delta(said(1, 2, 7), 1.1)
+
+    assert [5] == entry.committed
+    assert [Send(ENGINE, "e1", m.Resend([m.Gap(REQUEST, 1, 1, "d1")]))] == effects
+
+
+def test_a_holder_that_lost_the_job_is_told() -> None:
+    """Tokens of an old epoch are answered with a release: a paused engine learns that it is too late."""
+    ledger, _ = opened()
+    claim(ledger)
+    ledger.unanswered("e1", gone=True, now=2.0)
+    claim(ledger, "e2", "L2", now=2.0)
+    effects = ledger.delta(said(1, 0, 5), 2.1)
+
+    assert Send(ENGINE, "e1", m.Release([m.Ref(REQUEST, 1)])) in effects
+
+
+def test_a_lost_engine_is_fenced_and_the_job_delivered_again() -> None:
+    """Nobody listens at the engine: the next epoch, and a nak for its delivery; a successor goes on."""
+    ledger, entry = opened()
+    claim(ledger)
+    ledger.delta(said(1, 0, 5, 6), 0.1)
+    effects = ledger.unanswered("e1", gone=True, now=1.0)
+    granted = claim(ledger, "e2", "L2", now=1.0)
+
+    assert [("L1", "-NAK")] == verbs(effects)
+    assert isinstance(granted, m.Granted)
+    assert (3, [5, 6], "d1") == (granted.epoch, granted.committed, granted.detokenizer)
+    assert "e2" == entry.engine
+
+
+def test_silence_is_asked_about_before_it_counts() -> None:
+    """A quiet engine is pinged; it counts as gone after three pings without an answer, not before."""
+    ledger, entry = opened()
+    claim(ledger)
+    probes = [e for e in ledger.tick(0.2) if isinstance(e, Probe)]
+    engines = []
+    for now in (0.4, 0.6, 0.8):
+        engines.append(entry.engine)
+        ledger.unanswered("e1", gone=False, now=now)
+
+    assert {"e1", "d1"} == {probe.to for probe in probes}
+    assert (["e1"] * 3, "") == (engines, entry.engine)
+
+
+def test_a_redelivery_of_what_runs_well_changes_nothing() -> None:
+    """A late renewal has the job delivered again: the running engine stays, the newer lease is kept."""
+    ledger, entry = opened()
+    claim(ledger)
+    ledger.delta(said(1, 0, 5), 1.0)
+    reply, effects = ledger.claim(m.Claim(REQUEST, "e2", "L2", 0), 1.1)
+
+    assert m.Gone(REQUEST) == reply
+    assert ("e1", 1, "L2") == (entry.engine, entry.epoch, entry.lease)
+    assert [("L2", "+WPI")] == verbs(effects)
+
+
+def test_the_lease_is_renewed_while_there_is_progress() -> None:
+    """An engine that does not move loses its lease, since only the owner renews."""
+    ledger, _ = opened()
+    claim(ledger)
+    ledger.delta(said(1, 0, 5), 0.4)
+
+    assert ("L1", "+WPI") in verbs(ledger.tick(0.5))
+    assert ("L1", "+WPI") not in verbs(ledger.tick(1.5))
+
+
+def test_a_finish_settles_the_job() -> None:
+    """The last token acks the job, releases it everywhere, and leaves nothing behind."""
+    ledger, entry = opened()
+    claim(ledger)
+    effects = ledger.delta(said(1, 0, 5, finish="stop"), 0.1)
+
+    assert [("L1", "+ACK")] == verbs(effects)
+    assert (True, None, {}) == (entry.ended, entry.failure, ledger.entries)
+
+
+def test_a_suspect_runs_alone_and_is_given_up_in_the_end() -> None:
+    """Two engines lost without a token make a suspect; four end the job, with a dead letter."""
+    ledger, entry = opened()
+    replies: list[m.ClaimReply] = []
+    for i in range(4):
+        replies.append(claim(ledger, f"e{i}", f"L{i}", busy=3, now=float(i)))
+        if isinstance(replies[-1], m.Wait):
+            replies.append(claim(ledger, f"e{i}", f"L{i}", busy=0, now=float(i)))
+        effects = ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
+    kinds = [(type(r).__name__, getattr(r, "alone", None)) for r in replies]
+
+    assert [("Granted", False)] * 2 + [("Wait", None), ("Granted", True)] * 2 == kinds
+    assert entry.failure is not None and Code.JOB_CRASHED == entry.failure.code
+    assert [4] == [e.letter.deaths for e in effects if isinstance(e, Bury)]
+
+
+def test_progress_clears_a_strike() -> None:
+    """An engine lost after it had said something new is bad luck, not this job's doing."""
+    ledger, entry = opened()
+    for i in range(5):
+        claim(ledger, f"e{i}", f"L{i}", now=float(i))
+        ledger.delta(said(entry.epoch, i, 10 + i, engine=f"e{i}"), float(i))
+        ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
+
+    assert (0, 5, False) == (entry.strikes, entry.deaths, entry.ended)
+
+
+def test_a_cancelled_request_leaves_the_queue_or_its_engine() -> None:
+    """Queued, its message is deleted; running, it is ended and its engine told. Twice is once."""
+    queued, _ = opened()
+    running, _ = opened()
+    claim(running)
+    effects = running.cancel(REQUEST)
+
+    assert [Delete(7)] == queued.cancel(REQUEST)
+    assert [("L1", "+TERM")] == verbs(effects)
+    assert Send(ENGINE, "e1", m.Release([m.Ref(REQUEST, 1)])) in effects
+    assert [] == running.cancel(REQUEST)
+
+
+def test_a_request_that_was_cancelled_before_it_was_queued() -> None:
+    """Its answer from the tokenizer comes too late, and the job goes."""
+    ledger, _ = opened()
+    ledger.cancel(REQUEST)
+
+    assert [Delete(9)] == ledger.admitted(REQUEST, 9, 3, 0.1)
+
+
+def test_time_runs_out_in_the_queue_too() -> None:
+    """An expired job is never prefilled: its claim is refused, and its client gets the typed failure."""
+    ledger, entry = opened(deadline=5.0)
+    reply = claim(ledger, now=5.1)
+
+    assert m.Gone(REQUEST) == reply
+    assert entry.failure is not None and Code.DEADLINE_EXCEEDED == entry.failure.code
+
+
+def test_an_engine_that_forgot_is_replaced() -> None:
+    """It answers, but no longer holds the request (it fenced itself): the job is delivered again."""
+    ledger, entry = opened()
+    claim(ledger)
+    effects = ledger.pong(m.Pong("e1", 5, []), m.Ping([m.Ref(REQUEST, 1)]), 0.3)
+
+    assert [("L1", "-NAK")] == verbs(effects)
+    assert "" == entry.engine
+
+
+def test_tokens_lost_on_the_way_are_asked_for_then_the_detokenizer_is_changed() -> None:
+    """Its engine has said more than arrived: twice it is asked again, then another detokenizer gets it."""
+    ledger, entry = opened()
+    ledger.here(m.Here("detokenizer", "d2", 1, "ready"), 0.0)
+    claim(ledger)
+    first = entry.detokenizer
+    asked: list[Effect] = []
+    for i in range(6):
+        now = 0.3 + i / 10
+        asked += ledger.pong(m.Pong("e1", i, [m.Held(REQUEST, 1, 4)]), m.Ping([entry.ref]), now)
+    resends = [e.message.gaps[0] for e in asked if isinstance(e, Send) and isinstance(e.message, m.Resend)]
+
+    assert [first, first, entry.detokenizer] == [gap.detokenizer for gap in resends]
+    assert first != entry.detokenizer
+
+
+def test_a_job_that_is_not_stored_any_more_is_made_again() -> None:
+    """Queued and unclaimed for a while it is looked for, and its prompt sent with the next attempt."""
+    ledger, _ = opened()
+    looked = ledger.tick(3.0)
+    (again,) = ledger.missing(REQUEST)
+
+    assert [Check(REQUEST, 7)] == looked
+    assert isinstance(again, Resubmit) and 2 == again.prompt.attempt

@@ -1,0 +1,153 @@
+"""What an engine does about jobs, claims and owners."""
+
+from millrace import messages as m
+from millrace.subjects import DETOKENIZER, GATEWAY, ORPHANS, Send
+from services.engine.roster import Ask, Roster
+from services.engine.scheduler import Output
+from services.engine.sequence import Sequence
+
+
+class RecordingBoard:
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def add(self, sequence: Sequence) -> None:
+        self.calls.append(("add", sequence.request))
+
+    def grant(self, request: str, epoch: int, committed: list[int]) -> None:
+        self.calls.append(("grant", request, epoch, committed))
+
+    def drop(self, request: str) -> None:
+        self.calls.append(("drop", request))
+
+
+def job(request: str = "gw-1") -> m.Job:
+    return m.Job(request, 1, b"\1\0\0\0\2\0\0\0", m.Sampling(1), 8)
+
+
+def roster(slots: int = 4) -> tuple[Roster, RecordingBoard]:
+    board = RecordingBoard()
+    return Roster("e1", slots, board, 0.0), board
+
+
+def granted(
+    request: str = "gw-1", epoch: int = 1, committed: list[int] | None = None, **more: bool
+) -> m.Granted:
+    return m.Granted(request, epoch, committed or [], "d1", 60_000, **more)
+
+
+def test_a_first_delivery_starts_before_the_owner_answers() -> None:
+    """The claim costs no time to the first token."""
+    made, board = roster()
+    effects = made.job(job(), "L1", 1, 0.0)
+
+    assert [Ask("gw", m.Claim("gw-1", "e1", "L1", 0))] == effects
+    assert [("add", "gw-1")] == board.calls
+
+
+def test_a_redelivered_job_is_not_touched_before_the_owner_answers() -> None:
+    """It may have crashed the engine that had it before."""
+    made, board = roster()
+    (ask,) = made.job(job(), "L1", 2, 0.0)
+    before = list(board.calls)
+    assert isinstance(ask, Ask)
+    made.replied(ask.claim, granted(epoch=5, committed=[9]), 0.0)
+
+    assert [] == before
+    assert [("add", "gw-1"), ("grant", "gw-1", 5, [9])] == board.calls
+
+
+def test_frames_go_on_from_what_was_committed() -> None:
+    """A resumed request's first token has the index after the committed ones; one frame a detokenizer."""
+    made, _ = roster()
+    for request in ("gw-1", "gw-2"):
+        (ask,) = made.job(job(request), "L", 1, 0.0)
+        assert isinstance(ask, Ask)
+        made.replied(ask.claim, granted(request, 3, [7, 8]), 0.0)
+    effects = made.stepped([Output("gw-1", 3, 2, 50, ""), Output("gw-2", 3, 2, 60, "stop")], 0.1)
+
+    runs = [m.Run("gw-1", 3, 2, [50]), m.Run("gw-2", 3, 2, [60], "stop")]
+    assert [Send(DETOKENIZER, "d1", m.Frame("e1", runs))] == effects
+
+
+def test_a_finished_request_is_kept_until_it_is_released() -> None:
+    """Its slot is free at once, its tokens can still be sent again, and a release ends that."""
+    made, _ = roster(slots=1)
+    (ask,) = made.job(job(), "L", 1, 0.0)
+    assert isinstance(ask, Ask)
+    made.replied(ask.claim, granted(), 0.0)
+    full = made.room
+    made.stepped([Output("gw-1", 1, 0, 50, "stop")], 0.1)
+    again = made.resend(m.Resend([m.Gap("gw-1", 1, 0, "d2")]))
+    made.release(m.Release([m.Ref("gw-1", 1)]))
+
+    assert (0, 1) == (full, made.room)
+    assert [Send(DETOKENIZER, "d2", m.Frame("e1", [m.Run("gw-1", 1, 0, [50], "stop")]))] == again
+    assert [] == made.resend(m.Resend([m.Gap("gw-1", 1, 0, "d2")]))
+
+
+def test_a_release_of_an_older_epoch_is_too_late() -> None:
+    """The same engine may have been granted the job again."""
+    made, board = roster()
+    (ask,) = made.job(job(), "L", 1, 0.0)
+    assert isinstance(ask, Ask)
+    made.replied(ask.claim, granted(epoch=4), 0.0)
+    made.release(m.Release([m.Ref("gw-1", 3)]))
+
+    assert ("drop", "gw-1") not in board.calls
+
+
+def test_a_suspect_waits_until_nothing_runs_beside_it() -> None:
+    """Told to wait, the engine takes no more, claims again, and gives the suspect the batch for itself."""
+    made, board = roster()
+    (first,) = made.job(job("gw-1"), "L1", 1, 0.0)
+    assert isinstance(first, Ask)
+    made.replied(first.claim, granted("gw-1"), 0.0)
+    (ask,) = made.job(job("gw-2"), "L2", 3, 0.0)
+    assert isinstance(ask, Ask)
+    made.replied(ask.claim, m.Wait("gw-2"), 0.0)
+    waiting = (ask.claim.busy, made.room, made.job(job("gw-3"), "L3", 1, 0.0))
+    made.stepped([Output("gw-1", 1, 0, 5, "stop")], 0.1)
+    (again,) = made.tick(0.3)
+    assert isinstance(again, Ask)
+    made.replied(again.claim, granted("gw-2", alone=True), 0.3)
+
+    assert (1, 0, []) == waiting
+    assert (0, 0) == (again.claim.busy, made.room)
+    assert [("add", "gw-2"), ("grant", "gw-2", 1, [])] == board.calls[-2:]
+
+
+def test_an_engine_that_was_stopped_lets_everything_go() -> None:
+    """Its leases went elsewhere meanwhile; computing on would be waste."""
+    made, board = roster()
+    (ask,) = made.job(job(), "L", 1, 0.0)
+    assert isinstance(ask, Ask)
+    made.replied(ask.claim, granted(), 0.0)
+    made.tick(0.05)
+    made.tick(5.0)
+
+    assert ("drop", "gw-1") == board.calls[-1]
+    assert (0, 1) == (made.load, made.counts["fenced"])
+
+
+def test_a_job_without_an_owner_is_an_orphan() -> None:
+    """Nobody listens at its gateway: the other gateways may end it."""
+    made, board = roster()
+    (ask,) = made.job(job(), "L1", 1, 0.0)
+    assert isinstance(ask, Ask)
+
+    assert [Send(ORPHANS, "", m.Orphan("gw-1", "L1"))] == made.unanswered(ask.claim, gone=True)
+    assert ("drop", "gw-1") == board.calls[-1]
+
+
+def test_leaving_hands_over_what_runs_and_what_is_granted_too_late() -> None:
+    """Every owner is told which requests to have continued elsewhere."""
+    made, _ = roster()
+    asks = [made.job(job(f"gw-{i}"), f"L{i}", 1, 0.0)[0] for i in (1, 2)]
+    assert isinstance(asks[0], Ask) and isinstance(asks[1], Ask)
+    made.replied(asks[0].claim, granted("gw-1", 3), 0.0)
+    now = made.leave()
+    later = made.replied(asks[1].claim, granted("gw-2", 1), 0.1)
+
+    assert [Send(GATEWAY, "gw", m.Yielded("e1", [m.Ref("gw-1", 3), m.Ref("gw-2", 0)]))] == now
+    assert [Send(GATEWAY, "gw", m.Yielded("e1", [m.Ref("gw-2", 1)]))] == later
