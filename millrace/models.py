@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from millrace.settings import SettingError
+
 SHIPPED = (
     Path(__file__).parent.parent / "models",  # a checkout
     Path(sys.prefix) / "share" / "millrace" / "models",  # an installed wheel
@@ -40,8 +42,8 @@ def find(name: str) -> Model:
             try:
                 return Model(folder.resolve().name, folder.resolve(), json.loads(config.read_text()))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{config}: {error}") from None
-    raise ValueError(
+                raise SettingError(f"{config}: {error}") from None
+    raise SettingError(
         f"no model {name!r}: neither a shipped one ({', '.join(shipped())}) nor a folder with config.json"
     )
 
