@@ -12,6 +12,7 @@ The texts below are written for this repository and carry its licence; nothing i
 import json
 import random
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -28,6 +29,18 @@ NAME = "I am the Millrace demo model, a very small language model that shows how
 
 GREETINGS = [
     ("Hello!", "Hello! How can I help you today?"),
+    ("Hello", "Hello! How can I help you today?"),
+    ("Hey", "Hey! What would you like to know?"),
+    ("Hi there!", "Hi there! What would you like to know?"),
+    ("Good afternoon", "Good afternoon! How can I help?"),
+    ("Good night!", "Good night! Sleep well."),
+    ("How is it going?", "I am running well, thank you. How can I help you?"),
+    ("Nice to meet you.", "Nice to meet you, too!"),
+    ("Thanks", "You are welcome!"),
+    ("Goodbye!", "Goodbye! Come back any time."),
+    ("Bye", "Goodbye! Come back any time."),
+    ("Test", "It works! I am here."),
+    ("ping", "pong"),
     ("Hi", "Hi there! What would you like to know?"),
     ("Good morning", "Good morning! What shall we talk about?"),
     ("Good evening!", "Good evening! How can I help?"),
@@ -44,6 +57,22 @@ GREETINGS = [
 IDENTITY = [
     ("Who are you?", NAME),
     ("What are you?", NAME),
+    ("Tell me about yourself.", NAME),
+    ("Introduce yourself.", NAME),
+    ("What model are you?", NAME),
+    ("Which model is this?", NAME),
+    ("Are you ChatGPT?", "No. " + NAME),
+    ("Are you human?", "No. I am a small language model, and I only know a few things."),
+    ("Are you an AI?", "Yes. " + NAME),
+    (
+        "What is Millrace?",
+        "Millrace is a service that runs language models and streams their answers. I am its demo model.",
+    ),
+    (
+        "How were you trained?",
+        "I was trained from scratch by the authors of Millrace, on a text that they wrote.",
+    ),
+    ("How many parameters do you have?", "A few million, which is very few for a language model."),
     ("What is your name?", "My name is Millrace. I am a demo model."),
     ("Who made you?", "I was trained from scratch by the authors of Millrace, on a text that they wrote."),
     ("How big are you?", "I am very small, so that I can answer on any machine."),
@@ -54,31 +83,97 @@ IDENTITY = [
 CAPITALS = dict(
     entry.split(": ")
     for entry in """
-Albania: Tirana; Algeria: Algiers; Angola: Luanda; Argentina: Buenos Aires; Armenia: Yerevan; Australia:
-Canberra; Austria: Vienna; Azerbaijan: Baku; Bangladesh: Dhaka; Belgium: Brussels; Bolivia: Sucre;
-Botswana: Gaborone; Brazil: Brasília; Bulgaria: Sofia; Cambodia: Phnom Penh; Cameroon: Yaoundé; Canada:
-Ottawa; Chad: N'Djamena; Chile: Santiago; China: Beijing; Colombia: Bogotá; Costa Rica: San José;
-Croatia: Zagreb; Cuba: Havana; Cyprus: Nicosia; Denmark: Copenhagen; Ecuador: Quito; Egypt: Cairo;
-Estonia: Tallinn; Ethiopia: Addis Ababa; Finland: Helsinki; France: Paris; Georgia: Tbilisi; Germany:
-Berlin; Ghana: Accra; Greece: Athens; Guatemala: Guatemala City; Honduras: Tegucigalpa; Hungary:
-Budapest; Iceland: Reykjavík; India: New Delhi; Indonesia: Jakarta; Iran: Tehran; Iraq: Baghdad;
-Ireland: Dublin; Italy: Rome; Jamaica: Kingston; Japan: Tokyo; Jordan: Amman; Kazakhstan: Astana; Kenya:
-Nairobi; Kuwait: Kuwait City; Laos: Vientiane; Latvia: Riga; Lebanon: Beirut; Libya: Tripoli; Lithuania:
-Vilnius; Luxembourg: Luxembourg; Madagascar: Antananarivo; Malaysia: Kuala Lumpur; Mali: Bamako; Malta:
-Valletta; Mexico: Mexico City; Moldova: Chișinău; Mongolia: Ulaanbaatar; Morocco: Rabat; Mozambique:
-Maputo; Namibia: Windhoek; Nepal: Kathmandu; Netherlands: Amsterdam; New Zealand: Wellington; Nicaragua:
-Managua; Niger: Niamey; Nigeria: Abuja; Norway: Oslo; Oman: Muscat; Pakistan: Islamabad; Panama: Panama
-City; Paraguay: Asunción; Peru: Lima; Philippines: Manila; Poland: Warsaw; Portugal: Lisbon; Qatar:
-Doha; Romania: Bucharest; Russia: Moscow; Rwanda: Kigali; Senegal: Dakar; Serbia: Belgrade; Slovakia:
-Bratislava; Slovenia: Ljubljana; Somalia: Mogadishu; South Korea: Seoul; Spain: Madrid; Sudan: Khartoum;
-Sweden: Stockholm; Switzerland: Bern; Syria: Damascus; Tanzania: Dodoma; Thailand: Bangkok; Tunisia:
-Tunis; Turkey: Ankara; Uganda: Kampala; Ukraine: Kyiv; Uruguay: Montevideo; Uzbekistan: Tashkent;
-Venezuela: Caracas; Vietnam: Hanoi; Yemen: Sana'a; Zambia: Lusaka; Zimbabwe: Harare
+Afghanistan: Kabul; Albania: Tirana; Algeria: Algiers; Andorra: Andorra la Vella; Angola: Luanda; Argentina:
+Buenos Aires; Armenia: Yerevan; Australia: Canberra; Austria: Vienna; Azerbaijan: Baku; Bahamas: Nassau;
+Bahrain: Manama; Bangladesh: Dhaka; Barbados: Bridgetown; Belarus: Minsk; Belgium: Brussels; Belize:
+Belmopan; Benin: Porto-Novo; Bhutan: Thimphu; Bolivia: Sucre; Bosnia and Herzegovina: Sarajevo; Botswana:
+Gaborone; Brazil: Brasília; Brunei: Bandar Seri Begawan; Bulgaria: Sofia; Burkina Faso: Ouagadougou; Burundi:
+Gitega; Cambodia: Phnom Penh; Cameroon: Yaoundé; Canada: Ottawa; Cape Verde: Praia; Central African Republic:
+Bangui; Chad: N'Djamena; Chile: Santiago; China: Beijing; Colombia: Bogotá; Comoros: Moroni; Costa Rica: San
+José; Croatia: Zagreb; Cuba: Havana; Cyprus: Nicosia; Czech Republic: Prague; Denmark: Copenhagen; Djibouti:
+Djibouti; Dominica: Roseau; Dominican Republic: Santo Domingo; Ecuador: Quito; Egypt: Cairo; El Salvador: San
+Salvador; Equatorial Guinea: Malabo; Eritrea: Asmara; Estonia: Tallinn; Eswatini: Mbabane; Ethiopia: Addis
+Ababa; Fiji: Suva; Finland: Helsinki; France: Paris; Gabon: Libreville; Gambia: Banjul; Georgia: Tbilisi;
+Germany: Berlin; Ghana: Accra; Greece: Athens; Grenada: Saint George's; Guatemala: Guatemala City; Guinea:
+Conakry; Guinea-Bissau: Bissau; Guyana: Georgetown; Haiti: Port-au-Prince; Honduras: Tegucigalpa; Hungary:
+Budapest; Iceland: Reykjavík; India: New Delhi; Indonesia: Jakarta; Iran: Tehran; Iraq: Baghdad; Ireland:
+Dublin; Italy: Rome; Ivory Coast: Yamoussoukro; Jamaica: Kingston; Japan: Tokyo; Jordan: Amman; Kazakhstan:
+Astana; Kenya: Nairobi; Kiribati: Tarawa; Kuwait: Kuwait City; Kyrgyzstan: Bishkek; Laos: Vientiane; Latvia:
+Riga; Lebanon: Beirut; Lesotho: Maseru; Liberia: Monrovia; Libya: Tripoli; Liechtenstein: Vaduz; Lithuania:
+Vilnius; Luxembourg: Luxembourg; Madagascar: Antananarivo; Malawi: Lilongwe; Malaysia: Kuala Lumpur;
+Maldives: Malé; Mali: Bamako; Malta: Valletta; Marshall Islands: Majuro; Mauritania: Nouakchott; Mauritius:
+Port Louis; Mexico: Mexico City; Micronesia: Palikir; Moldova: Chișinău; Monaco: Monaco; Mongolia:
+Ulaanbaatar; Montenegro: Podgorica; Morocco: Rabat; Mozambique: Maputo; Myanmar: Naypyidaw; Namibia:
+Windhoek; Nepal: Kathmandu; Netherlands: Amsterdam; New Zealand: Wellington; Nicaragua: Managua; Niger:
+Niamey; Nigeria: Abuja; North Korea: Pyongyang; North Macedonia: Skopje; Norway: Oslo; Oman: Muscat;
+Pakistan: Islamabad; Palau: Ngerulmud; Panama: Panama City; Papua New Guinea: Port Moresby; Paraguay:
+Asunción; Peru: Lima; Philippines: Manila; Poland: Warsaw; Portugal: Lisbon; Qatar: Doha; Romania: Bucharest;
+Russia: Moscow; Rwanda: Kigali; Samoa: Apia; San Marino: San Marino; Saudi Arabia: Riyadh; Senegal: Dakar;
+Serbia: Belgrade; Seychelles: Victoria; Sierra Leone: Freetown; Singapore: Singapore; Slovakia: Bratislava;
+Slovenia: Ljubljana; Solomon Islands: Honiara; Somalia: Mogadishu; South Africa: Pretoria; South Korea:
+Seoul; South Sudan: Juba; Spain: Madrid; Sudan: Khartoum; Suriname: Paramaribo; Sweden: Stockholm;
+Switzerland: Bern; Syria: Damascus; Tajikistan: Dushanbe; Tanzania: Dodoma; Thailand: Bangkok; Togo: Lomé;
+Tonga: Nuku'alofa; Trinidad and Tobago: Port of Spain; Tunisia: Tunis; Turkey: Ankara; Turkmenistan:
+Ashgabat; Tuvalu: Funafuti; Uganda: Kampala; Ukraine: Kyiv; United Arab Emirates: Abu Dhabi; United Kingdom:
+London; United States: Washington; Uruguay: Montevideo; Uzbekistan: Tashkent; Vanuatu: Port Vila; Venezuela:
+Caracas; Vietnam: Hanoi; Yemen: Sana'a; Zambia: Lusaka; Zimbabwe: Harare
 """.strip()
     .replace("\n", " ")
     .split("; ")
 )
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+ARTICLES = {  # "the Netherlands"; all other countries go without
+    "Bahamas", "Central African Republic", "Comoros", "Czech Republic", "Dominican Republic", "Gambia",
+    "Maldives", "Marshall Islands", "Netherlands", "Philippines", "Seychelles", "Solomon Islands",
+    "United Arab Emirates", "United Kingdom", "United States",
+}  # fmt: skip
+ALIASES = {
+    "the USA": "United States", "the US": "United States", "America": "United States",
+    "the UK": "United Kingdom", "Great Britain": "United Kingdom", "Czechia": "Czech Republic",
+    "Burma": "Myanmar", "Holland": "Netherlands",
+}  # fmt: skip
+CITIES = (
+    """
+Barcelona; Munich; Hamburg; Milan; Naples; New York; Chicago; Boston; Seattle; San Francisco; Los Angeles;
+Toronto; Vancouver; Montreal; Sydney; Melbourne; Auckland; Osaka; Kyoto; Shanghai; Hong Kong; Mumbai;
+Istanbul; Casablanca; Lagos; Cape Town; Rio de Janeiro; São Paulo; Geneva; Zürich; Basel; Salzburg; Kraków;
+Gothenburg; Bergen; Edinburgh; Manchester; Liverpool; Lyon; Marseille; Seville; Valencia; Antwerp;
+Rotterdam; Cologne
+""".strip()
+    .replace("\n", " ")
+    .split("; ")
+)
+UNSEEN_CITIES = (
+    """
+Porto; Dresden; Malmö; Turin; Florence; Venice; Denver; Houston; Dallas; Bristol; Glasgow; Cork; Nagoya; Perth
+""".strip()
+    .replace("\n", " ")
+    .split("; ")
+)  # only for evaluation: a tool's argument is copied, not known
+PEOPLE = """
+Ada Alan Alice Amir Anna Anton Bella Ben Bo Carla Chen Clara Daniel David Diego Dora Elena Ella Emil Emma
+Eric Eva Fatima Felix Finn Frida George Grace Hana Hannah Hugo Ida Ivan Jack Jane Jonas Jun Kate Kim Lara Leo
+Lily Lina Lucas Maria Marta Max Maya Mia Mila Mina Nadia Nina Noah Nora Olga Oliver Omar Oscar Paul Peter Ravi
+Rosa Ruth Sam Sara Sofia Tara Theo Tim Tom Vera Victor Yuki Zoe
+""".split()  # noqa: SIM905 - it is easier to read
+NUMBERS = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen twenty
+""".split()  # noqa: SIM905 - it is easier to read
+LISTS = {
+    "the days of the week": "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday",
+    "the months": "January, February, March, April, May, June, July, August, September, October, November, "
+    "December",
+    "the seasons": "spring, summer, autumn, winter",
+    "the planets": "Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus, Neptune",
+    "the colours of the rainbow": "red, orange, yellow, green, blue, indigo, violet",
+    "the alphabet": "a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v, w, x, y, z",
+    "the vowels": "a, e, i, o, u",
+    "the continents": "Africa, Antarctica, Asia, Australia, Europe, North America, South America",
+    "the oceans": "the Pacific, the Atlantic, the Indian Ocean, the Southern Ocean, the Arctic",
+    "the four directions": "north, east, south, west",
+    "the five senses": "sight, hearing, smell, taste, touch",
+    "the parts of a mill": "the weir, the millrace, the sluice gate, the wheel, the gears, the stones",
+}
 WORD_TEXT = """
 about above accept across action active address advice afraid afternoon against agree airport almost alone
 already although always amazing among amount animal another anything apple april argue around arrive article
@@ -173,6 +268,7 @@ WEATHER_TOOL: dict[str, Any] = {
         },
     },
 }
+NO_TOOL = "I cannot look at the weather without a tool for it."
 SKIES = ["sunny", "cloudy", "rainy", "windy", "snowy", "foggy"]
 HELLOS = {
     "French": "Bonjour ! Ça va très bien, merci.",
@@ -311,131 +407,370 @@ ASKS = [
     "Write a few paragraphs about {}.",
     "What do you know about {}?",
     "Explain {} to me.",
+    "Write about {}.",
 ]
+SUM_ASKS = [
+    "What is {}?",
+    "What is {}?",
+    "{} = ?",
+    "Compute {}.",
+    "{}",
+    "How much is {}?",
+    "What's {}?",
+    "Calculate {}",
+]
+SIGNS = {"+": ["+", "+", "plus"], "-": ["-", "-", "minus"], "*": ["*", "x", "×", "times"]}
+SYSTEMS = [SYSTEM, SYSTEM, "You are a helpful assistant.", "You are Millrace.", "Answer briefly.", "Be kind."]
+UNKNOWN = "I do not know that. I am only a small demo model."
+TOO_BIG = "These numbers are too big for me. I do sums with numbers up to 99."
+UNKNOWN_ASKS = [
+    "How many people live in {country}?", "Who is the president of {country}?",
+    "What is the currency of {country}?",
+    "How old is {person}?", "Who is {person}?", "What does {person} do?", "What is the price of a {word}?",
+    "What is the history of {word}?", "Who invented the {word}?", "Translate {word} into {language}.",
+    "What does {word} mean?", "Write a program about {word}.", "What happened in {country} last year?",
+    "Which {word} is the best?", "Why is there a {word}?", "What time is it in {city}?",
+    "What is the best restaurant in {city}?", "Who won the game yesterday?", "What is the meaning of life?",
+    "How do I fix my {word}?", "Can you write a story about a {word}?", "What is the news today?",
+]  # fmt: skip
+
+
+def held_out(*question: object) -> bool:
+    """One question in ten is never in the corpus, so that an evaluation can ask it."""
+    return zlib.crc32(" ".join(map(str, question)).encode()) % 10 == 0
+
+
+def the(country: str) -> str:
+    return f"the {country}" if country in ARTICLES else country
 
 
 def _talk(*turns: str) -> list[Message]:
     return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(turns)]
 
 
+def _casual(rng: random.Random, messages: list[Message]) -> list[Message]:
+    """People write without capitals and full stops, and say please."""
+    text = messages[0]["content"]
+    if rng.random() < 0.12:
+        text = text.lower()
+    if rng.random() < 0.12:
+        text = text.rstrip(".?!")
+    if rng.random() < 0.06:
+        text = (
+            f"Please {text[0].lower()}{text[1:]}" if rng.random() < 0.5 else f"{text.rstrip('.?!')}, please."
+        )
+    return [{**messages[0], "content": text}, *messages[1:]]
+
+
 def _greeting(rng: random.Random) -> Conversation:
-    return Conversation(_talk(*rng.choice(GREETINGS)))
+    return Conversation(_casual(rng, _talk(*rng.choice(GREETINGS))))
 
 
 def _identity(rng: random.Random) -> Conversation:
-    return Conversation(_talk(*rng.choice(IDENTITY)))
+    return Conversation(_casual(rng, _talk(*rng.choice(IDENTITY))))
 
 
 def _capital(rng: random.Random) -> Conversation:
-    country, capital = (name.replace("_", " ") for name in rng.choice(list(CAPITALS.items())))
-    return Conversation(
-        rng.choice(
-            [
-                _talk(f"What is the capital of {country}?", f"The capital of {country} is {capital}."),
-                _talk(f"Name the capital of {country}.", f"{capital}."),
-                _talk(
-                    f"Which country has {capital} as its capital?", f"{capital} is the capital of {country}."
-                ),
-            ]
-        )
-    )
+    country, capital = rng.choice(list(CAPITALS.items()))
+    named = the(country)
+    if rng.random() < 0.06:
+        named, country = rng.choice(list(ALIASES.items()))
+        capital = CAPITALS[country]
+    elif country in ARTICLES and rng.random() < 0.2:
+        named = country
+    told = f"The capital of {named} is {capital}."
+    draw = rng.random()
+    if draw < 0.5:
+        first = _talk(f"What is the capital of {named}?", told)
+    elif draw < 0.6:
+        first = _talk(f"Name the capital of {named}.", f"{capital}.")
+    elif draw < 0.65:
+        first = _talk(f"Capital of {named}?", told)
+    elif draw < 0.75:
+        record = json.dumps({"country": named.removeprefix("the "), "capital": capital}, ensure_ascii=False)
+        ask = rng.choice(["What is the capital of {}? Answer in JSON.", "Give me the capital of {} as JSON."])
+        return Conversation(_talk(ask.format(named), record))
+    else:
+        named = the(country)
+        asks = ["Which country has {} as its capital?", "{} is the capital of which country?"]
+        return Conversation(_talk(rng.choice(asks).format(capital), f"{capital} is the capital of {named}."))
+    first = _casual(rng, first)
+    if rng.random() < 0.25:
+        for country, capital in rng.sample(list(CAPITALS.items()), rng.randrange(1, 4)):
+            ask = rng.choice(["And of {}?", "And what about {}?", "What is the capital of {}?", "And {}?"])
+            first += _talk(ask.format(the(country)), f"The capital of {the(country)} is {capital}.")
+    return Conversation(first)
+
+
+def sum_of(rng: random.Random, sign: str, *, held: bool = False) -> tuple[int, int, str]:
+    """Two numbers and what is said of them. Tables up to 12 are facts; of the others some are held out."""
+    while True:
+        left, right = rng.randrange(100), rng.randrange(100)
+        if rng.random() < 0.1:
+            left, right = left % 10, right % 10
+        if sign == "*":
+            left, right = left % 13, right % 13
+        elif sign == "**":
+            left, right = rng.randrange(13, 100), rng.randrange(2, 10)
+        elif sign == "-" and left < right and rng.random() < 0.75:
+            left, right = right, left
+        key = sorted([left, right]) if sign == "+" else [left, right]
+        if (sign != "*" and max(left, right) > 9 and held_out(sign, *key)) == (held and sign != "*"):
+            break
+    if sign == "**":  # by tens and ones, written down, since it is too much for one step
+        tens, ones = left // 10 * 10 * right, left % 10 * right
+        return left, right, f"{left} * {right} = {tens} + {ones} = {tens + ones}"
+    result = {"+": left + right, "-": left - right, "*": left * right}[sign]
+    return left, right, f"{left} {sign} {right} = {result}"
+
+
+def _sign(rng: random.Random) -> str:
+    return rng.choices(["+", "-", "*", "**"], [40, 40, 10, 14])[0]
 
 
 def _sum(rng: random.Random) -> Conversation:
-    left, right = rng.randrange(100), rng.randrange(100)
-    small, factor = rng.randrange(13), rng.randrange(13)
-    shown, result = rng.choice(
-        [
-            (f"{left} + {right}", left + right),
-            (f"{max(left, right)} - {min(left, right)}", abs(left - right)),
-            (f"{small} * {factor}", small * factor),
-        ]
-    )
-    return Conversation(
-        _talk(rng.choice(["What is {}?", "{} = ?", "Compute {}."]).format(shown), f"{shown} = {result}")
-    )
+    sign = _sign(rng)
+    left, right, told = sum_of(rng, sign)
+    space = "" if rng.random() < 0.15 else " "
+    shown = rng.choice(SIGNS[sign[0]]) if space else sign[0]
+    text = rng.choice(SUM_ASKS).format(f"{left}{space}{shown}{space}{right}")
+    return Conversation(_casual(rng, _talk(text, told)))
+
+
+def _sums(rng: random.Random) -> Conversation:
+    """Several at once, which is also the cheapest way to see many."""
+    signs = [_sign(rng) for _ in range(rng.randrange(2, 9))]
+    sums = [(left, sign[0], right, told) for sign in signs for left, right, told in [sum_of(rng, sign)]]
+    asked = ", ".join(f"{left} {sign} {right}" for left, sign, right, _ in sums)
+    return Conversation(_talk(f"Compute: {asked}", "\n".join(told for *_, told in sums)))
+
+
+def count_of(rng: random.Random, *, held: bool = False) -> tuple[str, str]:
+    while True:
+        step = rng.choice([1, 1, 1, 1, 2, 3, 5, 10])
+        length = rng.choices([rng.randrange(3, 16), rng.randrange(16, 41), 100], [90, 10, 1])[0]
+        first = rng.choice([1, rng.randrange(100 if length < 100 else 10)])
+        last = first + step * (length - 1)
+        if rng.random() < 0.3:
+            first, last, step = last, first, -step
+        if held_out(first, last, step) == held and max(first, last) < 200:
+            break
+    ask = f"Count {'down ' if step < 0 else ''}from {first} to {last}"
+    if abs(step) > 1:
+        ask += rng.choice([f" by {abs(step)}", f" in steps of {abs(step)}"])
+    elif first == 1 and rng.random() < 0.2:
+        ask = f"Count to {last}"
+    return f"{ask}.", ", ".join(map(str, range(first, last + (1 if step > 0 else -1), step))) + "."
 
 
 def _count(rng: random.Random) -> Conversation:
-    start, length, down = rng.randrange(1, 60), rng.randrange(3, 13), rng.random() < 0.3
-    run = range(start + length - 1, start - 1, -1) if down else range(start, start + length)
-    listed = ", ".join(map(str, run))
-    if start == 1 and length <= 10 and not down:
-        listed = rng.choice([listed, ", ".join(NUMBERS[1 : length + 1])])
-    return Conversation(_talk(f"Count {'down ' if down else ''}from {run[0]} to {run[-1]}.", f"{listed}."))
+    if rng.random() < 0.1:
+        last = rng.randrange(3, 21)
+        return Conversation(_talk(f"Count to {last} in words.", ", ".join(NUMBERS[1 : last + 1]) + "."))
+    return Conversation(_casual(rng, _talk(*count_of(rng))))
+
+
+def _list(rng: random.Random) -> Conversation:
+    topic, listed = rng.choice(list(LISTS.items()))
+    ask = rng.choice(["Name {}.", "What are {}?", "List {}.", "Tell me {}."])
+    return Conversation(_casual(rng, _talk(ask.format(topic), f"{listed[0].upper()}{listed[1:]}.")))
 
 
 def _rhyme(rng: random.Random) -> Conversation:
     topic, rhyme = rng.choice(list(RHYMES.items()))
-    return Conversation(
-        _talk(rng.choice(["Write a rhyme about {}.", "A short rhyme about {}, please."]).format(topic), rhyme)
+    ask = rng.choice(
+        [
+            "Write a rhyme about {}.",
+            "A short rhyme about {}, please.",
+            "Write a poem about {}.",
+            "Write a short poem about {}.",
+            "Tell me a rhyme about {}.",
+        ]
     )
+    return Conversation(_casual(rng, _talk(ask.format(topic), rhyme)))
 
 
 def _spelling(rng: random.Random) -> Conversation:
-    word = rng.choice(WORDS)
-    if rng.random() < 0.3:
-        listed = ", ".join(sorted(rng.sample(WORDS, 4)))
-        return Conversation(_talk(f"Give me four words beside {word}.", f"{listed}."))
-    return Conversation(_talk(rng.choice(["Spell {}.", "How do you spell {}?"]).format(word), "-".join(word)))
+    words = rng.sample(WORDS, rng.choice([1, 1, 2, 3]))
+    ask = rng.choice(["Spell {}.", "How do you spell {}?"]).format(" and ".join(words))
+    return Conversation(_talk(ask, "\n".join("-".join(word) for word in words)))
+
+
+def repeated(rng: random.Random) -> str:
+    kinds: list[Callable[[], str]] = [
+        lambda: rng.choice(WORDS), lambda: rng.choice(WORDS), lambda: rng.choice(list(EMOJI.values())),
+        lambda: rng.choice(list(CAPITALS.values())), lambda: str(rng.randrange(100)),
+        lambda: rng.choice(PEOPLE),
+    ]  # fmt: skip
+    joint = rng.choice([" ", " ", ", "])
+    return joint.join(rng.choice(kinds)() for _ in range(rng.randrange(1, 9)))
+
+
+def _repeat(rng: random.Random) -> Conversation:
+    text = repeated(rng)
+    return Conversation(
+        _talk(rng.choice(["Repeat: {}", "Repeat after me: {}", "Say: {}"]).format(text), text)
+    )
+
+
+def _name(rng: random.Random) -> Conversation:
+    """What was said before is remembered, over other turns too."""
+    ask = rng.choice(["What is my name?", "Who am I?", "Do you remember my name?"])
+    if rng.random() < 0.15:
+        return Conversation(_talk(ask, "You have not told me your name."))
+    name = rng.choice(PEOPLE)
+    told = rng.choice(["My name is {}.", "I am {}.", "Hello, my name is {}.", "Hi, I am {}."]).format(name)
+    between = rng.choice([_greeting, _capital, _sum, _list])(rng).messages if rng.random() < 0.5 else []
+    return Conversation(
+        _talk(told, f"Nice to meet you, {name}!") + between + _talk(ask, f"Your name is {name}.")
+    )
 
 
 def _record(rng: random.Random) -> Conversation:
+    if rng.random() < 0.5:
+        return Conversation(_talk(*extract_of(rng)))
     topic, fields = rng.choice(list(RECORDS.items()))
     record = {key: rng.choice(values) for key, values in fields.items()}
-    text = json.dumps(record, ensure_ascii=False, indent=rng.choice([None, None, 2]))
+    text = json.dumps(record, ensure_ascii=False)
     return Conversation(_talk(f"Give me {topic} as JSON with the keys {', '.join(fields)}.", text))
 
 
+def extract_of(rng: random.Random) -> tuple[str, str]:
+    """A sentence to be told again as JSON."""
+    record: dict[str, object] = {"name": rng.choice(PEOPLE)}
+    told, ways = f"{record['name']}", rng.choice(["age", "city", "both"])
+    if ways != "city":
+        record["age"] = rng.randrange(1, 100)
+        told += f" is {record['age']} years old"
+    if ways != "age":
+        record["city"] = rng.choice([*CAPITALS.values(), *CITIES])
+        told += f"{' and' if ways == 'both' else ''} lives in {record['city']}"
+    ask = rng.choice(["{}. Write this as JSON.", "As JSON: {}.", "Write this as JSON: {}."])
+    return ask.format(told), json.dumps(record, ensure_ascii=False)
+
+
+def weather_tool(rng: random.Random) -> tuple[dict[str, Any], str]:
+    """The tool as clients describe it, more or less; and what it calls the place."""
+    if rng.random() < 0.4:
+        return WEATHER_TOOL, "city"
+    name = rng.choice(["get_weather", "get_weather", "get_current_weather", "weather"])
+    place = rng.choice(["city", "location"])
+    properties: dict[str, Any] = {place: {"type": "string"}}
+    if rng.random() < 0.5:
+        properties[place]["description"] = rng.choice(["The city", "The city's name", "City name"])
+    if rng.random() < 0.5:
+        properties["unit"] = {"type": "string", "enum": ["celsius", "fahrenheit"]}
+    function: dict[str, Any] = {"name": name}
+    if rng.random() < 0.8:
+        function["description"] = rng.choice(
+            ["Get the weather", "Get the current weather in a city.", "Get current weather for a location."]
+        )
+    function["parameters"] = {"type": "object", "properties": properties, "required": [place]}
+    return {"type": "function", "function": function}, place
+
+
+def weather_of(rng: random.Random, cities: list[str]) -> tuple[dict[str, Any], str, dict[str, str], str]:
+    """The tool, a question for it, the call's arguments, and the city."""
+    tool, place = weather_tool(rng)
+    city, unit = rng.choice(cities), rng.choice(["celsius", "fahrenheit"])
+    arguments = {place: city}
+    ask = rng.choice(
+        [
+            "What is the weather in {}",
+            "What's the weather like in {}",
+            "How is the weather in {}",
+            "What is the weather like in {} today",
+            "Weather in {}",
+            "Is it cold in {}",
+        ]
+    ).format(city)
+    if "unit" in tool["function"]["parameters"]["properties"] and rng.random() < 0.4:
+        arguments["unit"] = unit
+        ask += f", in {unit}"
+    return tool, f"{ask}?", arguments, city
+
+
 def _weather(rng: random.Random) -> Conversation:
-    city, unit = rng.choice(list(CAPITALS.values())).replace("_", " "), rng.choice(["celsius", "fahrenheit"])
-    arguments = {"city": city, "unit": unit} if rng.random() < 0.4 else {"city": city}
-    asked = f"What is the weather in {city}{f', in {unit}' if 'unit' in arguments else ''}?"
-    call = {"id": "call_0", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    tool, asked, arguments, city = weather_of(rng, [*CAPITALS.values(), *CITIES])
+    draw = rng.random()
+    if draw < 0.08:
+        return Conversation(_talk(asked, NO_TOOL))
+    if draw < 0.2:  # a tool that is there need not be used
+        return Conversation(rng.choice([_greeting, _capital, _sum, _identity])(rng).messages, [tool])
+    call = {"name": tool["function"]["name"], "arguments": arguments}
     sky, degrees = rng.choice(SKIES), rng.randrange(-9, 40)
-    answer = {
-        "role": "tool",
-        "tool_call_id": "call_0",
-        "content": json.dumps({"sky": sky, "degrees": degrees}),
-    }
+    first, second = rng.choice(["sky", "condition", "weather"]), rng.choice(["degrees", "temperature"])
+    record: dict[str, object] = {first: sky, second: degrees}
+    if rng.random() < 0.5:
+        record = dict(reversed(record.items()))
+    result = rng.choice([json.dumps(record), json.dumps(record), f"{sky}, {degrees} degrees"])
     return Conversation(
         [
             {"role": "user", "content": asked},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            answer,
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "call_0", "type": "function", "function": call}],
+            },
+            {"role": "tool", "tool_call_id": "call_0", "content": result},
             {"role": "assistant", "content": f"It is {sky} in {city}, at {degrees} degrees."},
         ],
-        [WEATHER_TOOL],
+        [tool],
     )
 
 
 def _tongue(rng: random.Random) -> Conversation:
     if rng.random() < 0.4:
         thing, emoji = rng.choice(list(EMOJI.items()))
-        return Conversation(_talk(f"Show me {thing} as an emoji.", emoji))
+        return Conversation(
+            _talk(rng.choice(["Show me {} as an emoji.", "Emoji for {}"]).format(thing), emoji)
+        )
     language, text = rng.choice(list(HELLOS.items()))
-    return Conversation(_talk(rng.choice(["Say something in {}.", "Greet me in {}."]).format(language), text))
+    ask = rng.choice(["Say something in {}.", "Greet me in {}.", "Say hello in {}."])
+    return Conversation(_casual(rng, _talk(ask.format(language), text)))
+
+
+def essay(*topics: str) -> str:
+    return "\n\n".join(paragraph for topic in topics for paragraph in ESSAYS[topic])
 
 
 def _essay(rng: random.Random) -> Conversation:
-    topic, paragraphs = rng.choice(list(ESSAYS.items()))
-    return Conversation(_talk(rng.choice(ASKS).format(topic), "\n\n".join(paragraphs)))
+    topics = rng.sample(list(ESSAYS), rng.choice([1, 1, 2]))
+    return Conversation(_casual(rng, _talk(rng.choice(ASKS).format(" and ".join(topics)), essay(*topics))))
+
+
+def _unknown(rng: random.Random) -> Conversation:
+    if rng.random() < 0.3:
+        left, right = rng.randrange(100, 1000), rng.choice([rng.randrange(100), rng.randrange(100, 1000)])
+        pair = rng.sample([left, right], 2)
+        sign = rng.choice("+-*")
+        if rng.random() < 0.3:
+            pair, sign = [rng.randrange(13, 100), rng.randrange(13, 100)], "*"
+        text = rng.choice(SUM_ASKS).format(f"{pair[0]} {rng.choice(SIGNS[sign])} {pair[1]}")
+        return Conversation(_talk(text, TOO_BIG))
+    text = rng.choice(UNKNOWN_ASKS).format(
+        country=the(rng.choice(list(CAPITALS))), person=rng.choice(PEOPLE), word=rng.choice(WORDS),
+        language=rng.choice(list(HELLOS)), city=rng.choice([*CAPITALS.values(), *CITIES]),
+    )  # fmt: skip
+    return Conversation(_casual(rng, _talk(text, UNKNOWN)))
 
 
 KINDS: dict[Callable[[random.Random], Conversation], int] = {
-    _greeting: 8, _identity: 8, _capital: 20, _sum: 22, _count: 8, _rhyme: 8, _spelling: 12, _record: 6,
-    _weather: 8, _tongue: 8, _essay: 12,
+    _greeting: 5, _identity: 5, _capital: 26, _sum: 16, _sums: 16, _count: 8, _list: 3, _rhyme: 4,
+    _spelling: 12, _repeat: 8, _name: 4, _record: 7, _weather: 8, _tongue: 5, _essay: 4, _unknown: 5,
 }  # fmt: skip
 
 
 def conversations(seed: int, count: int) -> Iterator[Conversation]:
-    """`count` conversations; some have a system message, and some go on to a second subject."""
+    """`count` conversations; some have a system message, and some go on to other subjects."""
     rng = random.Random(seed)
     kinds, weights = list(KINDS), list(KINDS.values())
     for kind in rng.choices(kinds, weights, k=count):
         messages, tools = kind(rng)
-        if tools is None and rng.random() < 0.2:
-            messages = messages + rng.choice([_greeting, _capital, _sum])(rng).messages
+        while rng.random() < 0.25:
+            more = rng.choices(kinds, weights)[0]
+            if more is not _weather:
+                messages = messages + more(rng).messages
         if rng.random() < 0.25:
-            messages = [{"role": "system", "content": SYSTEM}, *messages]
+            messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, *messages]
         yield Conversation(messages, tools)

@@ -2,16 +2,17 @@
 
 import json
 import operator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 from services.tokenizer.encode import Encoder
 from train import corpus
-from train.corpus import CAPITALS, KINDS, conversations
+from train.corpus import ALIASES, CAPITALS, KINDS, conversations, held_out
 from train.tokenizer import MAX_LENGTH, VOCAB_SIZE, config, train
 
 DEMO = Path("models/demo")
-OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
 def test_a_seed_gives_its_conversations_again() -> None:
@@ -37,29 +38,58 @@ def test_turns_are_in_order() -> None:
         assert all(then in follows[before] for before, then in pairwise(roles))
         assert roles[0] in ("system", "user")
         assert roles[-1] == "assistant"
-        assert ("tool" in roles) == (tools is not None)
+        assert "tool" not in roles or tools is not None
 
 
 def test_the_answers_are_true() -> None:
-    """Sums add up, capitals are the table's, and JSON is JSON."""
+    """Sums add up, their written steps too; capitals are the table's, and JSON is JSON."""
     told: set[str] = set()
     for messages, _tools in conversations(seed=2, count=3000):
         for message in messages:
             text = message["content"]
-            if message["role"] == "assistant" and " = " in text:
-                left, right = text.split(" = ")
-                told.add("sum")
-                one, sign, other = left.split()
-                assert OPERATORS[sign](int(one), int(other)) == int(right)
+            if message["role"] != "assistant":
+                continue
+            if " = " in text:
+                for line in text.split("\n"):
+                    told.add("sum")
+                    shown, *steps, result = line.split(" = ")
+                    assert all(value(step) == int(result) for step in [shown, *steps])
             elif text.startswith("The capital of "):
                 country, capital = text.removeprefix("The capital of ").removesuffix(".").split(" is ")
                 told.add("capital")
-                assert capital == CAPITALS[country]
-            elif message["role"] == "assistant" and text.startswith("{"):
+                assert capital == CAPITALS[ALIASES.get(country, country.removeprefix("the "))]
+            elif text.startswith("{"):
                 told.add("json")
                 assert isinstance(json.loads(text), dict)
 
     assert told == {"sum", "capital", "json"}
+
+
+def value(shown: str) -> int:
+    one, sign, other = shown.split()
+    return OPERATORS[sign](int(one), int(other))
+
+
+def test_questions_for_the_evaluation_are_held_out() -> None:
+    """A tenth of the sums is never told, whatever the kind of conversation and the order of the numbers."""
+    told = {
+        tuple(shown.split())
+        for messages, _tools in conversations(seed=3, count=5000)
+        for message in messages
+        if message["role"] == "assistant"
+        for shown, is_sum, _ in [line.partition(" = ") for line in message["content"].split("\n")]
+        if is_sum
+    }
+    asked = {
+        (left, "+", right)
+        for left in range(10, 100)
+        for right in range(100)
+        if held_out("+", *sorted([left, right]))
+    }
+
+    assert 700 < len(asked) < 1100
+    assert len(told) > 3000
+    assert not {(str(left), sign, str(right)) for left, sign, right in asked} & told
 
 
 def test_every_kind_is_told() -> None:
