@@ -1,0 +1,38 @@
+"""`python -m bench [part ...]`: measures what Millrace costs, here and now."""
+
+import argparse
+import sys
+
+import uvloop
+
+from bench import bus, crowd, idle, machine, overload
+
+PARTS = {
+    "bus": (bus.measure, 12.0, "what a token costs through the pipeline"),
+    "crowd": (crowd.measure, 20.0, "1000 streams on one gateway"),
+    "overload": (overload.measure, 60.0, "three times the work there is room for"),
+    "idle": (idle.measure, 10.0, "what it costs to do nothing, and how soon it starts"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="part",
+        help="; ".join(f"{name}: {what}" for name, (_, _, what) in PARTS.items()),
+    )
+    parser.add_argument("--seconds", type=float, help="how long each is measured")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    print(machine.describe())
+    for name in args.parts or PARTS:
+        measure, seconds, _ = PARTS[name]
+        uvloop.run(measure(args.seconds or seconds))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
