@@ -1,8 +1,8 @@
 """What `millrace up` shows: one panel kept in place on a terminal, plain lines anywhere else."""
 
+import contextlib
 import os
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -108,7 +108,7 @@ def picture(
         return f"\x1b[{code}m{text}\x1b[0m" if colour and code and text else text
 
     title, note = head
-    names = f"{'role':<12} {'id':<22} {'pid':>7} {'state':<9} {'load':<{BAR + 8}} {'restarts':>8}"
+    names = f"{'role':<11} {'id':<18} {'pid':>7} {'state':<8} {'load':<{BAR + 8}} {'restarts':>8}"
     lines = [
         painted(title[:columns], "1"),
         painted(note[:columns], "2"),
@@ -116,8 +116,8 @@ def picture(
         painted(names[:columns], "2"),
     ]
     for row in rows:
-        before = f"{row.role:<12} {row.id:<22} {row.pid or '':>7} "[:columns]
-        state = f"{row.state:<9}"[: columns - len(before)]
+        before = f"{row.role:<11} {row.id:<18} {row.pid or '':>7} "[:columns]
+        state = f"{row.state:<8}"[: columns - len(before)]
         after = f" {_bar(row):<{BAR + 8}} {row.restarts or '':>8}"[: columns - len(before) - len(state)]
         lines.append(before + painted(state, COLOURS.get(row.state, "")) + after.rstrip())
     # One line is the cursor's. Without it the terminal scrolls, and the next picture lands too low.
@@ -150,5 +150,8 @@ class _Screen:
             self._out.flush()
         except (OSError, ValueError):
             self._gone = True
-            # The interpreter would try again at exit, and complain.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+            # What is still in its buffer is tried again at exit; let that go nowhere, instead of failing.
+            with contextlib.suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._out.fileno())
+                os.close(null)

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from millrace import control, messages, panel, settings
+from millrace import control, messages, models, panel, settings
 from millrace.broker import Broker, binary
 from millrace.child import Child, ending
 from millrace.control import ControlError, Row, Say
@@ -536,6 +536,7 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         if getattr(given, f"{role}s") < 0:
             raise settings.SettingError(f"{role}s: a number of processes is not negative")
         _checked(role, passed)
+    models.find(given.model)
     try:
         binary()
     except FileNotFoundError as error:

@@ -1,0 +1,434 @@
+"""`millrace up` and the commands that talk to it, as their user meets them: real processes throughout."""
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from millrace import supervise
+from tests.kit.service import ROOT, environment
+
+FAST = {"MILLRACE_SIM_STEP_MS": "1", "MILLRACE_SIM_ROW_MS": "0", "MILLRACE_SIM_TOKEN_MS": "0"}
+LIMIT_S = 30.0
+"""How long a test waits for something that never comes, before it fails."""
+
+ROLES = ("nats", "gateway", "tokenizer", "engine", "detokenizer")
+
+
+async def launch(*args: object, env: Mapping[str, str]) -> Process:
+    command = [sys.executable, "-P", "-m", "millrace.cli", *map(str, args)]
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env, cwd=ROOT
+    )
+
+
+async def call(*args: object, env: Mapping[str, str]) -> tuple[int, str, str]:
+    """Run a command to its end: status, output, complaint."""
+    process = await launch(*args, env=env)
+    out, err = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+class Up:
+    """A running `millrace up --plain`, and what it said so far."""
+
+    def __init__(self, process: Process, folder: Path, env: Mapping[str, str]):
+        self.process = process
+        self.folder = folder
+        self.env = env
+        self.lines: list[str] = []
+        self.url = ""
+
+    async def says(self, *parts: str) -> str:
+        """The next line that has all of these in it."""
+        assert self.process.stdout
+        async with asyncio.timeout(LIMIT_S):
+            while line := (await self.process.stdout.readline()).decode():
+                self.lines.append(line.rstrip())
+                if all(part in line for part in parts):
+                    return self.lines[-1]
+        raise AssertionError(f"it ended without saying {parts}: {self.lines}")
+
+    async def order(self, *args: object) -> tuple[int, str, str]:
+        return await call(*args, "--state-dir", self.folder, env=self.env)
+
+    async def ps(self) -> list[dict[str, Any]]:
+        status, out, err = await self.order("ps", "--json")
+        assert status == 0, err
+        rows: list[dict[str, Any]] = json.loads(out)
+        return rows
+
+    async def pids(self) -> dict[str, list[int]]:
+        rows = await self.ps()
+        return {role: [row["pid"] for row in rows if row["role"] == role] for role in ROLES}
+
+    async def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        return await asyncio.wait_for(self.process.wait(), LIMIT_S)
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Start services; at the end each must be gone, or is killed."""
+    running: list[Up] = []
+
+    async def begin(*args: object, name: str = "state", env: Mapping[str, str] = FAST) -> Up:
+        full = environment({"XDG_STATE_HOME": str(tmp_path / "home"), **env})
+        folder = tmp_path / name
+        flags = ("--plain", "--model", "sim", "--port", 0, "--state-dir", folder)
+        up = Up(await launch("up", *flags, *args, env=full), folder, full)
+        running.append(up)
+        up.url = (await up.says("ready: http")).removeprefix("ready: ")
+        return up
+
+    yield begin
+    for up in running:
+        if up.process.returncode is None:
+            up.process.kill()
+        # Reading to the end also sees that nobody it left behind holds its output.
+        await asyncio.wait_for(up.process.communicate(), LIMIT_S)
+
+
+def watched(pids: Iterable[int]) -> list[int]:
+    """Descriptors that tell when these processes have ended, whatever becomes of their numbers."""
+    return [os.pidfd_open(pid) for pid in pids]
+
+
+async def all_gone(pidfds: list[int]) -> bool:
+    def wait() -> bool:
+        try:
+            return all(select.select([fd], [], [], LIMIT_S)[0] for fd in pidfds)
+        finally:
+            for fd in pidfds:
+                os.close(fd)
+
+    return await asyncio.to_thread(wait)
+
+
+def test_the_first_death_is_followed_at_once_and_a_series_ever_later() -> None:
+    """0, then 0.1 s doubled each time, and never more than 10 s."""
+    pauses = [supervise.backoff(deaths) for deaths in range(1, 12)]
+
+    assert pauses == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10]
+    assert supervise.backoff(10**6) == 10
+
+
+async def test_one_command_runs_a_service_and_one_signal_ends_all_of_it(start: Start) -> None:
+    """Every part is ready when it says so, it answers, and SIGTERM leaves nothing running."""
+    up = await start()
+    rows = await up.ps()
+    pidfds = watched(row["pid"] for row in rows)
+
+    assert [row["role"] for row in rows] == list(ROLES)
+    assert all(row["state"] == "ready" and row["restarts"] == 0 for row in rows)
+    assert all(
+        set(row) == {"role", "pid", "id", "state", "load", "room", "restarts", "model"} for row in rows
+    )
+    assert [row["model"] for row in rows if row["role"] == "engine"] == ["sim"]
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"{up.url}/v1/models")).status_code == 200
+    assert await up.stop() == 0
+    assert await all_gone(pidfds)
+    assert not (up.folder / "control.sock").exists()
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_killed_process_is_followed_by_another(start: Start, role: str) -> None:
+    """Another one is ready soon, the loss is shown and counted, and nobody else is touched."""
+    up = await start()
+    before = await up.pids()
+    os.kill(before[role][0], signal.SIGKILL)
+    await up.says(role, "died (SIGKILL), starting another")
+    await up.says(f"{role} ", "ready")
+    after = await up.pids()
+
+    assert [r for r in ROLES if before[r] != after[r]] == [role]
+    assert [row["restarts"] for row in await up.ps()] == [int(r == role) for r in ROLES]
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"{up.url}/v1/models")).status_code == 200
+    assert await up.stop() == 0
+
+
+async def test_nothing_outlives_a_killed_supervisor(start: Start) -> None:
+    """`kill -9` of `millrace up` ends every process it started, and its place can be taken at once."""
+    up = await start()
+    pidfds = watched(row["pid"] for row in await up.ps())
+    up.process.kill()
+
+    assert await all_gone(pidfds)
+    again = await start()
+    assert await again.stop() == 0
+
+
+async def test_more_and_fewer_engines(start: Start) -> None:
+    """`scale` is done when the new ones are ready or the surplus is gone; the older ones stay."""
+    up = await start()
+    first = (await up.pids())["engine"]
+    status, out, _ = await up.order("scale", "engine=3")
+    grown = await up.pids()
+
+    assert status == 0
+    assert out.count(": ready\n") == 2
+    assert len(grown["engine"]) == 3
+    assert all(row["state"] == "ready" for row in await up.ps())
+    assert (await up.order("scale", "engine=1"))[0] == 0
+    assert (await up.pids())["engine"] == first
+    assert await all_gone(watched(pid for pid in grown["engine"] if _alive(pid) and pid not in first))
+    assert await up.stop() == 0
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_a_rolling_restart_refuses_no_connection(start: Start) -> None:
+    """Every process is another one afterwards, and each new connection meanwhile was answered."""
+    up = await start()
+    before = await up.pids()
+    restarting = asyncio.create_task(up.order("restart"))
+    answers = []
+    while not restarting.done():
+        async with httpx.AsyncClient(timeout=LIMIT_S) as client:  # a connection of its own each time
+            answers.append((await client.get(f"{up.url}/v1/models")).status_code)
+    status, out, err = await restarting
+    after = await up.pids()
+
+    assert (status, err) == (0, "")
+    assert "nats: ready" in out
+    assert all(set(before[role]).isdisjoint(after[role]) for role in ROLES)
+    assert [len(after[role]) for role in ROLES] == [1] * 5
+    assert all(row["restarts"] == 0 for row in await up.ps())  # asked for, so not counted
+    assert set(answers) == {200}
+    assert await up.stop() == 0
+
+
+async def test_only_the_named_role_is_restarted(start: Start) -> None:
+    """`restart engine` leaves the other roles alone."""
+    up = await start("--engines", 2)
+    before = await up.pids()
+    assert (await up.order("restart", "engine"))[0] == 0
+    after = await up.pids()
+
+    assert [role for role in ROLES if before[role] != after[role]] == ["engine"]
+    assert len(after["engine"]) == 2
+    assert set(before["engine"]).isdisjoint(after["engine"])
+    assert await up.stop() == 0
+
+
+async def test_a_stream_ends_well_while_the_service_is_being_stopped(start: Start) -> None:
+    """SIGTERM lets a stream come to its end, and then ends everything."""
+    up = await start(env={"MILLRACE_SIM_EOS": "0", "MILLRACE_SIM_STEP_MS": "10"})
+    body = {"model": "sim", "prompt": "hello", "max_tokens": 150, "stream": True}
+    events: list[str] = []
+    async with (
+        httpx.AsyncClient(timeout=LIMIT_S) as client,
+        client.stream("POST", f"{up.url}/v1/completions", json=body) as response,
+    ):
+        async for line in response.aiter_lines():
+            if not events:
+                up.process.send_signal(signal.SIGTERM)
+            events.append(line)
+
+    said = [line for line in events if line.startswith("data: ")]
+    assert said[-1] == "data: [DONE]"
+    assert json.loads(said[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert await up.ended() == 0
+
+
+async def test_a_second_signal_ends_everything_at_once(start: Start) -> None:
+    """Whoever cannot wait for the streams says so again."""
+    up = await start(env={"MILLRACE_SIM_EOS": "0", "MILLRACE_SIM_STEP_MS": "1000"})
+    pidfds = watched(row["pid"] for row in await up.ps())
+    body = {"model": "sim", "prompt": "hello", "max_tokens": 1000, "stream": True}
+    with pytest.raises(httpx.TransportError):
+        async with (
+            httpx.AsyncClient(timeout=LIMIT_S) as client,
+            client.stream("POST", f"{up.url}/v1/completions", json=body) as response,
+        ):
+            assert response.status_code == 200
+            up.process.send_signal(signal.SIGINT)
+            await up.says("stopping: streams may go on for 30 s")
+            up.process.send_signal(signal.SIGINT)
+            await response.aread()
+
+    assert await up.ended() == 0
+    assert await all_gone(pidfds)
+
+
+async def test_the_state_directory_has_one_owner(start: Start) -> None:
+    """A second `up` there is refused, with the directory and the pid of the first."""
+    up = await start()
+    status, _, err = await call("up", "--port", 0, "--state-dir", up.folder, env=up.env)
+
+    assert status == 1
+    assert str(up.folder) in err
+    assert f"pid {up.process.pid}" in err
+    assert err.count("\n") == 1
+    assert await up.stop() == 0
+
+
+async def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    """The message says which port, and nothing is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, out, err = await call("up", "--port", port, "--state-dir", tmp_path, env=environment({}))
+
+    assert (status, out) == (1, "")
+    assert f"port {port}" in err
+    assert "in use" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "named"),
+    [
+        (("--slots", "many"), {}, "--slots"),
+        ((), {"MILLRACE_SLOTS": "many"}, "MILLRACE_SLOTS"),
+        ((), {"MILLRACE_SLOT": "4"}, "MILLRACE_SLOT"),
+        (("--engines", "-1"), {}, "engines"),
+        (("--model", "no/such-model"), {}, "no/such-model"),
+    ],
+)
+async def test_a_wrong_setting_starts_nothing(
+    tmp_path: Path, args: tuple[str, ...], env: dict[str, str], named: str
+) -> None:
+    """A setting of any role is checked before the first process, and named."""
+    folder = tmp_path / "state"
+    status, out, err = await call("up", "--port", 0, "--state-dir", folder, *args, env=environment(env))
+
+    assert (status, out) == (2, "")
+    assert named in err
+    assert err.count("\n") == 1
+    assert not folder.exists()
+
+
+async def test_a_role_that_cannot_work_ends_the_start_with_its_reason(tmp_path: Path) -> None:
+    """A model that no engine runs is said once, and not tried for ever."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "abacus", "max_position_embeddings": 8}')
+    args = ("--plain", "--port", 0, "--state-dir", tmp_path / "state", "--model", model)
+    status, _, err = await call("up", *args, env=environment({}))
+
+    assert status == 1
+    assert "the engine does not start" in err
+    assert str(model) in err
+
+
+async def test_what_keeps_dying_says_why_and_comes_back(start: Start) -> None:
+    """Its last line is shown each time, and once the cause is gone the service is whole again."""
+    up = await start()
+    config = up.folder / "nats" / "nats.conf"
+    good = config.read_text()
+    config.write_text(good + "\nno such setting {")
+    os.kill((await up.pids())["nats"][0], signal.SIGKILL)
+    await up.says("nats died (exit 1:", "Parse error", "again in")
+    config.write_text(good)
+    await up.says("nats ready")
+
+    async with httpx.AsyncClient(timeout=LIMIT_S) as client:
+        assert (await client.get(f"{up.url}/v1/models")).status_code == 200
+    assert await up.stop() == 0
+
+
+async def test_services_find_each_other_only_by_name(start: Start) -> None:
+    """One running service needs no name; of two, one must be said, and each keeps to itself."""
+    one = await start(name="home/millrace/one")
+    status, out, _ = await call("ps", env=one.env)
+    assert status == 0
+    assert out.splitlines()[0].split() == ["ROLE", "PID", "ID", "STATE", "LOAD", "RESTARTS", "MODEL"]
+    assert len(out.splitlines()) == 6
+
+    two = await start(name="home/millrace/two")
+    status, _, err = await call("ps", env=one.env)
+    assert status == 1
+    assert f"--state-dir {one.folder}" in err
+    assert f"--state-dir {two.folder}" in err
+
+    kept = await one.pids()
+    assert await two.stop() == 0
+    assert await one.pids() == kept
+    assert await one.stop() == 0
+    status, _, err = await call("ps", env=one.env)
+    assert (status, err.startswith("millrace: no service is running")) == (1, True)
+
+
+async def test_a_long_path_and_private_files(start: Start) -> None:
+    """A path longer than a socket's may be works, and nobody else may read or command the service."""
+    up = await start(name="/".join(["a-long-name-for-a-directory"] * 6))
+
+    assert len(await up.ps()) == 5
+    assert stat.S_IMODE((up.folder / "control.sock").stat().st_mode) == 0o600
+    assert stat.S_IMODE(up.folder.stat().st_mode) == 0o700
+    assert await up.stop() == 0
+
+
+async def test_a_process_may_join_by_hand(start: Start) -> None:
+    """A role's address file is all that another engine needs; `ps` lists it while it is there."""
+    up = await start()
+    url = (up.folder / "nats" / "engine.url").read_text().strip()
+    engine = await launch("engine", "--id", "engine_guest", env={**up.env, "MILLRACE_NATS": url})
+    await up.says("engine engine_guest joined from outside")
+    guest = [row for row in await up.ps() if row["id"] == "engine_guest"]
+
+    assert [(row["role"], row["pid"], row["model"]) for row in guest] == [("engine", engine.pid, "sim")]
+    engine.send_signal(signal.SIGTERM)
+    await engine.communicate()
+    await up.says("engine engine_guest left")
+    assert await up.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("order", "named"),
+    [
+        (("scale", "nats=2"), "nats"),
+        (("scale", "engine=1000"), "engine=1000"),
+        (("restart", "wheel"), "wheel"),
+    ],
+)
+async def test_an_order_that_makes_no_sense_changes_nothing(
+    start: Start, order: tuple[str, ...], named: str
+) -> None:
+    """It is refused by name."""
+    up = await start()
+    before = await up.pids()
+    status, _, err = await up.order(*order)
+
+    assert status == 1
+    assert named in err
+    assert await up.pids() == before
+    assert await up.stop() == 0
+
+
+async def test_a_replacement_that_does_not_start_leaves_the_old_one(start: Start) -> None:
+    """`restart` ends with the reason, and the service serves on as before."""
+    up = await start()
+    before = await up.pids()
+    log = up.folder / "log" / "engine_2.log"
+    log.mkdir()  # the replacement's log cannot be opened, so it cannot be started
+    status, _, err = await up.order("restart", "engine")
+
+    assert status == 1
+    assert "the engine does not start" in err
+    assert await up.pids() == before
+    log.rmdir()
+    assert (await up.order("restart", "engine"))[0] == 0
+    assert await up.stop() == 0
