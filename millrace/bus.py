@@ -5,14 +5,16 @@ second and a process that is cut off must know it: reconnecting is quick and end
 """
 
 import asyncio
+import inspect
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import ParseResult, urlsplit
 
 import msgspec
 import nats
@@ -20,14 +22,18 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 
 from millrace import messages, subjects
 from millrace.errors import Code, Failure
 from millrace.messages import Message, encode
 from millrace.subjects import Role
+from millrace.tap import Take, Tap
 from millrace.telemetry import Context
 
 log = logging.getLogger("millrace.bus")
+
+PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -45,13 +51,14 @@ class NoAnswer(Exception):
 class Inbox(Generic[T]):
     """One subject in: what may arrive there, and who takes it.
 
-    With credit 1 messages are handled one after another, in order, without a task each. With more, that
-    many may be under way at once. What the handler returns answers a request.
+    A handler that is a plain function is called as soon as the message is read: nothing waits, and nothing
+    can be dropped for it. One that is a coroutine function takes messages one after another with credit 1,
+    without a task each; with more, that many may be under way at once. What it returns answers a request.
     """
 
     subject: str
     accepts: Any  # a Message type or a union of them
-    handle: Callable[[T, Context], Awaitable[Message | None]]
+    handle: Callable[[T, Context], Awaitable[Message | None] | Message | None]
     queue: str = ""
     credit: int = 1
 
@@ -66,9 +73,36 @@ class Delivery:
     context: Context
 
 
+class _Link(TcpTransport):
+    """nats-py's connection, with taps. One that goes over to TLS has none: nats-py then serves all."""
+
+    def __init__(self, taps: dict[int, Take]):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._taps = taps
+
+    def __bool__(self) -> bool:
+        return True  # or nats-py would make its own
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        loop = asyncio.get_running_loop()
+        reader = Tap(self._taps, limit=buffer_size)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        assert uri.hostname and uri.port
+        connecting = loop.create_connection(lambda: protocol, uri.hostname, uri.port)
+        transport, _ = await asyncio.wait_for(connecting, connect_timeout)
+        self._bare_io_reader = self._io_reader = reader
+        self._bare_io_writer = self._io_writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    def say(self, command: bytes) -> None:
+        assert self._io_writer is not None
+        self._io_writer.write(command)
+
+
 class Bus:
     def __init__(self, client: Client, role: Role):
         self._client = client
+        self._taps: dict[int, Take] = {}
+        self._link = client._transport = _Link(self._taps)
         self._role = role
         self._subs: list[Subscription] = []
         self._closing = False
@@ -144,6 +178,7 @@ class Bus:
     async def close(self) -> None:
         """Take nothing more, finish what was taken, send what was said."""
         self._closing = True
+        self._taps.clear()
         for sub in self._subs:
             try:
                 await sub.unsubscribe()
@@ -159,16 +194,19 @@ class Bus:
 
     # -- core: publish, request, listen
 
-    async def publish(self, subject: str, message: Message) -> bool:
-        """False if NATS is away: the message is not kept."""
-        return await self._send(subject, encode(message))
+    def publish(self, subject: str, message: Message) -> bool:
+        """False if NATS is away: the message is not kept. All that is published in one turn of the event
+        loop goes out in one write, in order."""
+        return self._send(subject, encode(message))
 
-    async def _send(self, subject: str, payload: bytes) -> bool:
-        if not self._client.is_connected:
+    def _send(self, subject: str, payload: bytes) -> bool:
+        if not self._client.is_connected or len(payload) > self._client.max_payload:
+            return False
+        if not PRINTABLE.fullmatch(subject):  # a lease is what a message said it is
             return False
         try:
-            await self._client.publish(subject, payload)
-        except (nats.errors.Error, OSError):
+            self._link.say(b"PUB %b %d\r\n%b\r\n" % (subject.encode(), len(payload), payload))
+        except (RuntimeError, OSError):  # closed, and nats-py does not know it yet
             return False
         return True
 
@@ -203,22 +241,27 @@ class Bus:
     async def listen(self, inbox: Inbox[Any]) -> None:
         decoder = _decoder(inbox.accepts)
         credit = asyncio.Semaphore(inbox.credit)
+        plain = not inspect.iscoroutinefunction(inbox.handle)
+
+        def take(payload: bytes, reply: str, headers: bytes) -> None:
+            answer: Any
+            try:
+                answer = inbox.handle(decoder.decode(payload), Context.of(_headers(headers)))
+            except Exception as error:
+                answer = self._refusal(inbox.subject, error)
+            if answer is not None and reply:
+                self._send(reply, encode(answer))
 
         async def handle(msg: Msg) -> None:
+            answer: Any
             try:
-                answer = await inbox.handle(decoder.decode(msg.data), Context.of(msg.headers))
-            except msgspec.MsgspecError as error:
-                self.counts["poisoned"] += 1
-                log.error("a message on %s is not one of ours: %s", inbox.subject, error)
-                answer = messages.Refused("", Code.INVALID_REQUEST, "not a message of this subject")
-            except Failure as failure:
-                answer = messages.Refused("", failure.code, failure.message, failure.param)
-            except Exception:
-                self.counts["failed"] += 1
-                log.exception("a message on %s could not be handled", inbox.subject)
-                answer = messages.Refused("", Code.INTERNAL, "the request could not be handled")
+                answer = inbox.handle(decoder.decode(msg.data), Context.of(msg.headers))
+                if not plain:
+                    answer = await answer
+            except Exception as error:
+                answer = self._refusal(inbox.subject, error)
             if answer is not None and msg.reply:
-                await self._send(msg.reply, encode(answer))
+                self._send(msg.reply, encode(answer))
 
         async def spend(msg: Msg) -> None:
             try:
@@ -233,7 +276,22 @@ class Bus:
             task.add_done_callback(self._tasks.discard)
 
         taker = handle if inbox.credit == 1 else spawn
-        self._subs.append(await self._client.subscribe(inbox.subject, queue=inbox.queue, cb=taker))
+        sub = await self._client.subscribe(inbox.subject, queue=inbox.queue, cb=taker)
+        self._subs.append(sub)
+        if plain:
+            self._taps[sub._id] = take
+
+    def _refusal(self, subject: str, error: Exception) -> messages.Refused:
+        match error:
+            case msgspec.MsgspecError():
+                self.counts["poisoned"] += 1
+                log.error("a message on %s is not one of ours: %s", subject, error)
+                return messages.Refused("", Code.INVALID_REQUEST, "not a message of this subject")
+            case Failure():
+                return messages.Refused("", error.code, error.message, error.param)
+        self.counts["failed"] += 1
+        log.error("a message on %s could not be handled", subject, exc_info=error)
+        return messages.Refused("", Code.INTERNAL, "the request could not be handled")
 
     # -- JetStream: what is stored
 
@@ -262,9 +320,9 @@ class Bus:
         log.error("the job queue refused: %s", ack["error"])
         raise Failure(Code.UNAVAILABLE, "the job queue cannot take the job")
 
-    async def settle(self, lease: str, verb: str) -> None:
+    def settle(self, lease: str, verb: str) -> None:
         """Tell JetStream what became of a delivery: +ACK, +TERM, +WPI (still at it) or -NAK."""
-        await self._send(lease, verb.encode())
+        self._send(lease, verb.encode())
 
     async def delete(self, seq: int) -> None:
         await self._api(f"STREAM.MSG.DELETE.{subjects.JOBS.name}", {"seq": seq, "no_erase": True})
@@ -325,17 +383,26 @@ class Pull:
         self._decoder = msgspec.msgpack.Decoder(messages.Job)
         self._more = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
+        self._sub: Subscription | None = None
         self._asked = 0
 
     async def start(self) -> None:
-        await self._bus._client.subscribe(f"{self._inbox}.*", cb=self._arrived)
+        self._sub = await self._bus._client.subscribe(f"{self._inbox}.*", cb=self._arrived)
         self._pump = asyncio.create_task(self._ask_on())
 
     async def stop(self) -> None:
-        """Ask for nothing more. What was asked for is over within PULL_EXPIRES_S."""
+        """Ask for nothing more. JetStream drops what is still asked for once nobody listens for it, so that
+        a job handed back does not come here again."""
         if self._pump:
             self._pump.cancel()
             self._pump = None
+        if self._sub:
+            try:
+                await self._sub.unsubscribe()
+                await self._bus._client.flush(1)
+            except nats.errors.Error:
+                log.debug("stopped pulling while NATS is away")
+            self._sub = None
 
     def wake(self) -> None:
         """There may be room again."""
@@ -390,10 +457,16 @@ class Pull:
         except msgspec.MsgspecError as error:
             self._bus.counts["poisoned"] += 1
             log.error("job %s is not one of ours: %s", msg.reply, error)
-            await self._bus.publish(subjects.ORPHANS.pattern, messages.Orphan("", msg.reply))
+            self._bus.publish(subjects.ORPHANS.pattern, messages.Orphan("", msg.reply))
             self.wake()
             return
         await self._take(Delivery(job, msg.reply, delivered, Context.of(msg.headers)))
+
+
+def _headers(raw: bytes) -> dict[str, str]:
+    """NATS/1.0, then a line each."""
+    lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
 
 
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}

@@ -72,7 +72,7 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
     actor = await build(bus, given, id)
 
     async def tell() -> None:
-        await bus.publish(PRESENCE.to(role), actor.here(state, os.getpid()))
+        bus.publish(PRESENCE.to(role), actor.here(state, os.getpid()))
 
     async def tell_on() -> None:
         while True:

@@ -50,25 +50,25 @@ class DetokenizerActor(Actor):
                 break
             await asyncio.sleep(0.02)
 
-    async def _told(self, message: m.ToDetokenizer, context: Context) -> Message | None:
+    def _told(self, message: m.ToDetokenizer, context: Context) -> Message | None:
         now = time.monotonic()
         match message:
             case m.Frame():
-                await self._do(self._scribe.frame(message, now))
+                self._do(self._scribe.frame(message, now))
             case m.Opened():
-                await self._do(self._scribe.opened(message, now))
+                self._do(self._scribe.opened(message, now))
             case m.Release():
                 self._scribe.release(message)
             case m.Ping():
                 return m.Pong(self.id, 0, [])
         return None
 
-    async def _do(self, effects: Iterable[tuple[str, Effect]]) -> None:
+    def _do(self, effects: Iterable[tuple[str, Effect]]) -> None:
         for to, effect in effects:
             if isinstance(effect, m.Delta):
-                await self.bus.publish(GATEWAY.to(to), effect)
+                self.bus.publish(GATEWAY.to(to), effect)
             elif isinstance(effect, m.Resend):
-                await self.bus.publish(ENGINE.to(to), effect)
+                self.bus.publish(ENGINE.to(to), effect)
             else:
                 self.spawn(self._recall(to, effect))
 
@@ -79,7 +79,7 @@ class DetokenizerActor(Actor):
             self._scribe.refused(ask.recall.request)
             return
         if isinstance(reply, m.Opened):
-            await self._do(self._scribe.opened(reply, time.monotonic()))
+            self._do(self._scribe.opened(reply, time.monotonic()))
         else:
             self._scribe.refused(ask.recall.request)
 

@@ -49,11 +49,10 @@ class EngineActor(Actor):
         self._slots = given.slots
         self._model = model
         loop = asyncio.get_running_loop()
-        self._outputs: asyncio.Queue[list[Output]] = asyncio.Queue()
         self._steps = StepLoop(
             Scheduler(given.slots, given.chunk),
             model,
-            deliver=lambda outputs: loop.call_soon_threadsafe(self._outputs.put_nowait, outputs),
+            deliver=lambda outputs: loop.call_soon_threadsafe(self._stepped, outputs),
             failed=lambda error: loop.call_soon_threadsafe(self.fail, error),
         )
         self._roster = Roster(id, given.slots, self._steps, time.monotonic())
@@ -64,7 +63,6 @@ class EngineActor(Actor):
         self._steps.start()
         await self.bus.listen(Inbox(ENGINE.to(self.id), m.ToEngine, self._told))
         await self._pull.start()
-        self.spawn(self._send_outputs())
         self.spawn(self._tick())
 
     def here(self, state: str, pid: int) -> Here:
@@ -74,7 +72,7 @@ class EngineActor(Actor):
     async def drain(self) -> None:
         """Hand what runs to a peer at once: it goes on there from the tokens that were committed."""
         await self._pull.stop()
-        await self._do(self._roster.leave())
+        self._do(self._roster.leave())
 
     async def stop(self) -> None:
         self._steps.stop()
@@ -83,14 +81,14 @@ class EngineActor(Actor):
     # -- what comes in
 
     async def _job(self, delivery: Delivery) -> None:
-        await self._do(self._roster.job(delivery.job, delivery.lease, delivery.delivery, time.monotonic()))
+        self._do(self._roster.job(delivery.job, delivery.lease, delivery.delivery, time.monotonic()))
 
-    async def _told(self, message: m.ToEngine, context: Context) -> Message | None:
+    def _told(self, message: m.ToEngine, context: Context) -> Message | None:
         match message:
             case m.Ping():
                 return self._roster.ping(message, self._steps.steps)
             case m.Resend():
-                await self._do(self._roster.resend(message))
+                self._do(self._roster.resend(message))
             case m.Release():
                 self._roster.release(message)
                 self._pull.wake()
@@ -100,33 +98,34 @@ class EngineActor(Actor):
         try:
             reply = await self.bus.request(GATEWAY.to(ask.owner), ask.claim, m.ClaimReply, CLAIM_S)
         except NoResponder:
-            await self._do(self._roster.unanswered(ask.claim, gone=True))
+            self._do(self._roster.unanswered(ask.claim, gone=True))
         except NoAnswer:
-            await self._do(self._roster.unanswered(ask.claim, gone=False))
+            self._do(self._roster.unanswered(ask.claim, gone=False))
         else:
-            await self._do(self._roster.replied(ask.claim, reply, time.monotonic()))
+            self._do(self._roster.replied(ask.claim, reply, time.monotonic()))
 
     # -- what goes out
 
-    async def _send_outputs(self) -> None:
-        while True:
-            outputs = await self._outputs.get()
-            await self._do(self._roster.stepped(outputs, time.monotonic()))
-            if any(output.finish for output in outputs):
-                self._pull.wake()
+    def _stepped(self, outputs: list[Output]) -> None:
+        try:
+            self._do(self._roster.stepped(outputs, time.monotonic()))
+        except Exception as error:
+            self.fail(error)
+        if any(output.finish for output in outputs):
+            self._pull.wake()
 
     async def _tick(self) -> None:
         while True:
-            await self._do(self._roster.tick(time.monotonic()))
+            self._do(self._roster.tick(time.monotonic()))
             await asyncio.sleep(TICK_S)
 
-    async def _do(self, effects: Iterable[Effect]) -> None:
+    def _do(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Ask):
                 self.spawn(self._claim(effect))
             else:
                 # A frame that cannot be sent is not kept: the owner asks for it when NATS is back.
-                await self.bus.publish(effect.subject.to(effect.to), effect.message)
+                self.bus.publish(effect.subject.to(effect.to), effect.message)
 
 
 def warm_up(model: Model) -> None:

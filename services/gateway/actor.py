@@ -103,7 +103,6 @@ class GatewayActor(Actor):
         self._models: dict[str, Model] = {}
         self._declared: set[str] = set()
         self._connected_at = time.monotonic()
-        self._outbox: asyncio.Queue[list[Effect]] = asyncio.Queue()
         self._ended_per_s = 0.0  # a moving average, for Retry-After
         self._serving: app.Serving | None = None
         self.draining = False
@@ -118,12 +117,11 @@ class GatewayActor(Actor):
         await self._meet()
         self._serving = await app.serve(app.build(self, self._given), self._given)
         self.spawn(self._tick())
-        self.spawn(self._send_cancels())
         self.spawn(self._measure())
 
     async def _meet(self) -> None:
         """Those who are there answer the first sign of a gateway at once; then it knows what it serves."""
-        await self.bus.publish(PRESENCE.to(self.role), self.here("starting", os.getpid()))
+        self.bus.publish(PRESENCE.to(self.role), self.here("starting", os.getpid()))
         for _ in range(int(MEET_S / 0.01)):
             if not self.missing():
                 break
@@ -136,7 +134,7 @@ class GatewayActor(Actor):
     async def reconnected(self) -> None:
         self._connected_at = time.monotonic()
         await self._declare()
-        await self._do(self._ledger.reconnected(time.monotonic()))
+        self._do(self._ledger.reconnected(time.monotonic()))
 
     async def drain(self) -> None:
         self.draining = True
@@ -209,7 +207,7 @@ class GatewayActor(Actor):
                 pass
             else:
                 if isinstance(answer, m.Admitted):
-                    await self._do(
+                    self._do(
                         self._ledger.admitted(
                             entry.request, answer.seq, answer.prompt_tokens, time.monotonic()
                         )
@@ -233,40 +231,34 @@ class GatewayActor(Actor):
 
     def cancel(self, request: str) -> None:
         """Synchronous, so that it also runs while the caller's task is being cancelled."""
-        effects = self._ledger.cancel(request, Failure(Code.CANCELLED, "the request was cancelled"))
-        if effects:
-            self._outbox.put_nowait(effects)
-
-    async def _send_cancels(self) -> None:
-        while True:
-            await self._do(await self._outbox.get())
+        self._do(self._ledger.cancel(request, Failure(Code.CANCELLED, "the request was cancelled")))
 
     # -- what comes in
 
-    async def _told(self, message: m.ToGateway, context: Context) -> Message | None:
+    def _told(self, message: m.ToGateway, context: Context) -> Message | None:
         now = time.monotonic()
         match message:
             case m.Delta():
-                await self._do(self._ledger.delta(message, now))
+                self._do(self._ledger.delta(message, now))
             case m.Claim():
                 reply, effects = self._ledger.claim(message, now)
-                await self._do(effects)
+                self._do(effects)
                 return reply
             case m.Recall():
                 answer, effects = self._ledger.recall(message)
-                await self._do(effects)
+                self._do(effects)
                 return answer
             case m.Yielded():
-                await self._do(self._ledger.yielded(message, now))
+                self._do(self._ledger.yielded(message, now))
         return None
 
-    async def _orphaned(self, orphan: m.Orphan, context: Context) -> None:
+    def _orphaned(self, orphan: m.Orphan, context: Context) -> None:
         """Its owner did not answer. It is ended only if the owner is gone, not just away like we were."""
         now = time.monotonic()
         owner = self._seen.get(m.owner_of(orphan.request))
         if now - self._connected_at < ORPHAN_S or (owner and now - owner[1] < ORPHAN_S):
             return
-        await self._do(self._ledger.orphan(orphan.lease))
+        self._do(self._ledger.orphan(orphan.lease))
 
     async def _here(self, here: Here, context: Context) -> None:
         now = time.monotonic()
@@ -276,14 +268,14 @@ class GatewayActor(Actor):
             key = model_key(here.model)
             self._declared.add(key)
             await self.bus.declare_consumer(JOBS.name, consumer(key))
-        await self._do(self._ledger.here(here, now))
+        self._do(self._ledger.here(here, now))
 
     # -- time
 
     async def _tick(self) -> None:
         while True:
             now = time.monotonic()
-            await self._do(self._ledger.tick(now) if self.bus.up else self._ledger.expire(now))
+            self._do(self._ledger.tick(now) if self.bus.up else self._ledger.expire(now))
             for id, (_, at) in list(self._seen.items()):
                 if now - at > 60:
                     del self._seen[id]
@@ -300,13 +292,13 @@ class GatewayActor(Actor):
 
     # -- what goes out
 
-    async def _do(self, effects: Iterable[Effect]) -> None:
+    def _do(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Send(subject, to, message):
-                    await self.bus.publish(subject.to(to), message)
+                    self.bus.publish(subject.to(to), message)
                 case Settle(lease, verb):
-                    await self.bus.settle(lease, verb)
+                    self.bus.settle(lease, verb)
                 case Probe():
                     self.spawn(self._probe(effect))
                 case Delete(seq):
@@ -317,7 +309,7 @@ class GatewayActor(Actor):
                     self.spawn(self._resubmit(prompt))
                 case Bury(letter):
                     log.error("gave up %s after %d lost engines", letter.request, letter.deaths)
-                    await self.bus.publish(DEAD.to(model_key(letter.model)), letter)
+                    self.bus.publish(DEAD.to(model_key(letter.model)), letter)
 
     async def _probe(self, probe: Probe) -> None:
         try:
@@ -326,13 +318,13 @@ class GatewayActor(Actor):
             )
         except (NoResponder, NoAnswer) as error:
             gone = isinstance(error, NoResponder)
-            await self._do(self._ledger.unanswered(probe.to, gone=gone, now=time.monotonic()))
+            self._do(self._ledger.unanswered(probe.to, gone=gone, now=time.monotonic()))
         else:
-            await self._do(self._ledger.pong(pong, probe.ping, time.monotonic()))
+            self._do(self._ledger.pong(pong, probe.ping, time.monotonic()))
 
     async def _check(self, request: str, seq: int) -> None:
         if await self.bus.stored(seq) is False:
-            await self._do(self._ledger.missing(request))
+            self._do(self._ledger.missing(request))
 
     async def _resubmit(self, prompt: m.Prompt) -> None:
         entry = self._ledger.entries.get(prompt.request)
@@ -341,4 +333,4 @@ class GatewayActor(Actor):
         try:
             await self._admit(entry, prompt)
         except Failure as failure:
-            await self._do(self._ledger.cancel(prompt.request, failure))
+            self._do(self._ledger.cancel(prompt.request, failure))

@@ -266,7 +266,7 @@ async def test_a_client_may_come_before_the_server(tmp_path: Path) -> None:
             await watcher.listen(Inbox(subjects.PRESENCE.wildcard, Here, hear))
             await watcher._client.flush()
             await watcher._client.flush()
-            await speaker.publish(subjects.PRESENCE.to("engine"), Here("engine", "engine_1", 1, "ready"))
+            speaker.publish(subjects.PRESENCE.to("engine"), Here("engine", "engine_1", 1, "ready"))
 
             assert (await asyncio.wait_for(heard.get(), 5)).id == "engine_1"
             await watcher.close()

@@ -110,7 +110,7 @@ async def test_a_slow_subscriber_is_seen(join: Join) -> None:
     engine._subs[0]._pending_queue._maxsize = 4  # type: ignore[attr-defined]  # instead of half a million messages
     await engine._client.flush()
     for _ in range(20):
-        await gateway.publish(ENGINE.to("e"), m.Release([]))
+        gateway.publish(ENGINE.to("e"), m.Release([]))
     await until(lambda: engine.counts["dropped"] >= 10)
     gate.set()
 
@@ -199,10 +199,10 @@ async def test_a_settled_job_is_gone_and_a_refused_one_comes_back(join: Join) ->
     pull = engine.pull("sim", lambda: 4, take)
     await pull.start()
     await until(lambda: len(got) == 1)
-    await gateway.settle(got[0].lease, "-NAK")
+    gateway.settle(got[0].lease, "-NAK")
     await until(lambda: len(got) == 2)
     there = await gateway.stored(seq)
-    await gateway.settle(got[0].lease, "+ACK")  # the first delivery's subject still settles it
+    gateway.settle(got[0].lease, "+ACK")  # the first delivery's subject still settles it
 
     async with asyncio.timeout(5):
         while await gateway.stored(seq):
@@ -224,13 +224,13 @@ async def test_nothing_is_kept_for_a_server_that_is_away(server: Server, join: J
     await engine._client.flush()
     server.kill()
     await until(lambda: not gateway.up and not engine.up)
-    sent = await gateway.publish(ENGINE.to("e"), m.Release([m.Ref("ghost", 1)]))
+    sent = gateway.publish(ENGINE.to("e"), m.Release([m.Ref("ghost", 1)]))
     with pytest.raises(NoAnswer):
         await gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 30.0)
     await server.start()
     await until(lambda: gateway.up and engine.up)
     await engine._client.flush()
-    await gateway.publish(ENGINE.to("e"), m.Release([m.Ref("real", 1)]))
+    gateway.publish(ENGINE.to("e"), m.Release([m.Ref("real", 1)]))
     await until(lambda: bool(heard))
 
     assert not sent
@@ -243,3 +243,22 @@ async def test_wrong_credentials_are_told_at_once(server: Server) -> None:
 
     with pytest.raises(PermissionError, match="engine"):
         await asyncio.wait_for(Bus.connect(url, Role.ENGINE, "e"), 10)
+
+
+async def test_a_lease_cannot_smuggle_a_command(join: Join) -> None:
+    """A subject that came in a message is a subject, whatever it holds."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+    heard: list[m.Message] = []
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, lambda message, context: heard.append(message)))
+    await engine._client.flush()
+    real = m.Release([m.Ref("real", 1)])
+    ghost = m.encode(m.Release([m.Ref("ghost", 1)]))
+    gateway.settle(
+        f"x 0\r\n\r\nPUB {ENGINE.to('e')} {len(ghost)}\r\n{ghost.decode('latin-1')}\r\nPUB x", "+ACK"
+    )
+    gateway.settle("", "+ACK")
+    gateway.publish(ENGINE.to("e"), real)
+    await until(lambda: bool(heard))
+
+    assert [real] == heard
+    assert gateway.up
