@@ -1,0 +1,68 @@
+"""`make chaos`: every fault, as often as asked, and one table."""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tests.chaos import table
+from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.site import Shape, opened
+from tests.chaos.trial import Outcome, Scene
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--trials", type=int, default=3, help="of every fault")
+    parser.add_argument("--only", metavar="TEXT", action="append", help="faults whose name has this in it")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results here too")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and victims that are chosen")
+    parser.add_argument("--model", default="sim", help="the model to serve")
+    args = parser.parse_args()
+    faults = [f for f in FAULTS if not args.only or any(text in f.name for text in args.only)]
+    outcomes = asyncio.run(run(faults, args.trials, args.seed))
+    records = [table.record(fault, outcomes[fault.name]) for fault in faults]
+    print(table.table(records))
+    if args.json:
+        args.json.write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
+    return 1 if any(outcome.bad for outcome in outcomes.values()) else 0
+
+
+async def run(
+    faults: Iterable[Fault], trials: int, seed: int = 0, env: Mapping[str, str] | None = None
+) -> dict[str, Outcome]:
+    """Faults that need a service of the same shape share it."""
+    outcomes = {fault.name: Outcome() for fault in faults}
+    shapes: dict[Shape, list[Fault]] = {}
+    for fault in faults:
+        shapes.setdefault(fault.shape, []).append(fault)
+    for shape, group in shapes.items():
+        async with opened(shape, env or {}) as site:
+            for fault in group:
+                if site.missing:
+                    outcomes[fault.name].skipped = site.missing
+                    continue
+                for number in range(trials):
+                    began = time.monotonic()
+                    chance = random.Random(f"{seed} {fault.name} {number}")
+                    outcome = await fault.trial(Scene(site, chance))
+                    await site.settle()
+                    outcomes[fault.name].add(outcome)
+                    _tell(fault, number, outcome, time.monotonic() - began)
+    return outcomes
+
+
+def _tell(fault: Fault, number: int, outcome: Outcome, took: float) -> None:
+    stalls = table.beyond(outcome)
+    longest = f"{max(stalls) * 1000:.0f} ms" if stalls else "-"
+    wrong = [*outcome.mismatches, *outcome.hangs, *outcome.failures]
+    said = f"{fault.name} #{number + 1}: {took:.1f} s, longest stall {longest}"
+    print(said, *wrong, sep="\n    ", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Every process replaced, one after another, while requests keep coming."""
+
+import asyncio
+import time
+
+from tests.chaos.trial import HANG_S, Outcome, Scene
+from tests.kit.client import Answer, ask
+
+EVERY_S = 0.25
+
+
+async def rolling(scene: Scene) -> Outcome:
+    outcome = Outcome(trials=1)
+    wishes = await scene.site.wishes()
+    asked: list[tuple[asyncio.Task[Answer], int, Answer]] = []
+    before = {row.pid for row in await scene.service.ps()}
+    restarting = asyncio.create_task(scene.service.restart())
+    began = time.monotonic()
+    while not restarting.done() and time.monotonic() - began < 60.0:
+        which = len(asked) % len(wishes)
+        answer = Answer(0.0)
+        task = asyncio.create_task(ask(scene.service.url, wishes[which].body, answer=answer))
+        asked.append((task, which, answer))
+        await asyncio.sleep(EVERY_S)
+    took = time.monotonic() - began
+    if restarting.done():
+        restarting.result()
+    else:
+        restarting.cancel()
+        outcome.hangs.append(f"the restart is not done after {took:.0f} s")
+    await asyncio.wait([task for task, _, _ in asked], timeout=HANG_S)
+    for number, (task, which, answer) in enumerate(asked):
+        name = f"request {number + 1}"
+        if not task.done():
+            task.cancel()
+            outcome.hang(name, answer)
+            continue
+        outcome.judge(name, wishes[which], answer)
+        if answer.gaps:
+            outcome.stalls.append(max(0.0, max(answer.gaps) - wishes[which].usual_gap))
+            outcome.excused.append(0.0)
+            outcome.late.append(answer.first_s)
+    kept = before & {row.pid for row in await scene.service.ps()}
+    if kept:
+        outcome.failures.append(f"not replaced: pids {sorted(kept)}")
+    outcome.notes.append(f"all replaced in {took:.1f} s under {len(asked)} requests")
+    return outcome

@@ -1,0 +1,138 @@
+"""A service of a certain shape, kept for all the trials that can share it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.chaos import mounts
+from tests.chaos.load import Wish, recorded
+from tests.chaos.proxy import Wire
+from tests.kit.service import Service
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What `up` runs, and what runs beside it on wires of ours that can be cut."""
+
+    engines: int = 2
+    tokenizers: int = 1
+    detokenizers: int = 1
+    wired_engines: int = 0
+    wired_detokenizers: int = 0
+    env: tuple[tuple[str, str], ...] = ()
+    small_disk: bool = False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {
+            "engines": self.engines,
+            "tokenizers": self.tokenizers,
+            "detokenizers": self.detokenizers,
+        }
+
+    @property
+    def want(self) -> dict[str, int]:
+        return {
+            "nats": 1,
+            "gateway": 1,
+            "tokenizer": self.tokenizers,
+            "engine": self.engines + self.wired_engines,
+            "detokenizer": self.detokenizers + self.wired_detokenizers,
+        }
+
+
+STEP_MS = 12
+"""Slow enough for two shared cores, and for every stream to be in its midst for a second."""
+
+
+SABOTAGE = Path(__file__).parent / "sabotage"
+"""Each folder in it, put on a service's PYTHONPATH, takes one rule out of its processes."""
+
+_recorded: dict[str, list[Wish]] = {}
+"""By PYTHONPATH. The model is a pure function, so one recording serves for all services of a run."""
+
+
+@dataclass
+class Site:
+    shape: Shape
+    service: Service
+    missing: str = ""  # why this shape cannot be had here
+    wires: dict[int, Wire] = field(default_factory=dict)  # by the pid they lead to
+
+    @property
+    def nats_port(self) -> int:
+        return nats_port(self.service.folder)
+
+    async def wishes(self) -> list[Wish]:
+        """What clients ask for here, with what they get undisturbed."""
+        code = self.service.env["PYTHONPATH"]
+        if code not in _recorded:
+            _recorded[code] = await recorded(self.service.url)
+            await self.settle()
+        return _recorded[code]
+
+    async def settle(self) -> None:
+        """Everything is there again and nothing is under way."""
+        await self.service.settled(self.shape.want)
+        for _ in range(100):
+            rows = await self.service.ps()
+            if not any(row.load for row in rows if row.role in ("gateway", "engine")):
+                break
+            await asyncio.sleep(0.05)
+
+
+def nats_port(folder: Path) -> int:
+    return urlsplit((folder / "nats" / "engine.url").read_text().strip()).port or 0
+
+
+@contextlib.asynccontextmanager
+async def opened(shape: Shape, more: Mapping[str, str]) -> AsyncIterator[Site]:
+    env = {"MILLRACE_SIM_STEP_MS": str(STEP_MS), **dict(shape.env), **more}
+    async with contextlib.AsyncExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="millrace-chaos-")))
+        missing = held.enter_context(mounts.small(folder)) if shape.small_disk else ""
+        service = await Service.start(env=env, folder=folder, **shape.counts)
+        held.push_async_callback(service.stop)
+        site = Site(shape, service, missing)
+        for role, count in (("engine", shape.wired_engines), ("detokenizer", shape.wired_detokenizers)):
+            for number in range(count):
+                await _start_wired(site, role, number, held)
+        await service.settled(shape.want)
+        await service.answers()
+        yield site
+
+
+async def _start_wired(site: Site, role: str, number: int, held: contextlib.AsyncExitStack) -> None:
+    wire = Wire(site.nats_port)
+    await wire.open()
+    held.push_async_callback(wire.close)
+    folder = site.service.folder
+    url = (folder / "nats" / f"{role}.url").read_text().strip()
+    env = site.service.env | {"MILLRACE_NATS": url.replace(f":{site.nats_port}", f":{wire.port}")}
+    env["CHAOS_KIND"] = str(number)  # nothing looks at it but tests/chaos/sabotage/kinds
+    with (folder / "log" / f"wired_{role}.log").open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "millrace.cli", role],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=env,
+            cwd=folder,
+        )
+    site.wires[process.pid] = wire
+
+    async def stop() -> None:
+        wire.heal()
+        os.kill(process.pid, signal.SIGCONT)
+        process.kill()
+        await asyncio.to_thread(process.wait)
+
+    held.push_async_callback(stop)
