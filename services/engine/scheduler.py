@@ -5,6 +5,7 @@ one chunk of one prompt may be computed, so a long prompt delays the others by a
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from millrace.messages import Finish
@@ -24,9 +25,20 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Swap:
+    """Two slots exchange what they hold: so many tokens each."""
+
+    first: int
+    first_tokens: int
+    second: int
+    second_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    rows: list[Sequence]  # one token each
+    rows: list[Sequence]  # one token each; they hold the first slots, in any order
     chunk: Chunk | None
+    swaps: tuple[Swap, ...] = ()  # to be done first
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -52,7 +64,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
-        self._free = list(range(slots - 1, -1, -1))
+        self._free = set(range(slots))
         self._slots = slots
         self._chunk = chunk
 
@@ -79,7 +91,7 @@ class Scheduler:
         del self._by_request[sequence.request]
         if sequence.state is State.RUNNING:
             self.running.remove(sequence)
-            self._free.append(sequence.slot)
+            self._free.add(sequence.slot)
         else:
             self.waiting.remove(sequence)
         sequence.state = State.ENDED
@@ -90,7 +102,9 @@ class Scheduler:
     def schedule(self) -> Step | None:
         while self.waiting and self._free:
             sequence = self.waiting.popleft()
-            sequence.slot, sequence.state = self._free.pop(), State.RUNNING
+            # The first free slot is, mostly, the one that it will need as a row.
+            sequence.slot, sequence.state = min(self._free), State.RUNNING
+            self._free.remove(sequence.slot)
             self.running.append(sequence)
         # A one-token prompt is a row like any other, once it may answer.
         rows = [s for s in self.running if s.granted and s.computable == 1]
@@ -100,7 +114,25 @@ class Scheduler:
             if wanted > 1 or (wanted == 1 and not sequence.granted):
                 chunk = Chunk(sequence, sequence.computed, min(wanted, self._chunk))
                 break
-        return Step(rows, chunk) if rows or chunk else None
+        return Step(rows, chunk, tuple(self._gather(rows))) if rows or chunk else None
+
+    def _gather(self, rows: list[Sequence]) -> Iterator[Swap]:
+        """Bring the rows into the first slots: a model computes a batch over consecutive ones.
+
+        It happens about once in a sequence's life, and costs what reading its keys and values costs.
+        """
+        holder = {s.slot: s for s in self.running}
+        holes = iter(sorted(set(range(len(rows))) - {row.slot for row in rows}))
+        for row in rows:
+            if row.slot >= len(rows):
+                here, there = row.slot, next(holes)
+                if other := holder.get(there):
+                    other.slot = here
+                else:
+                    self._free.remove(there)
+                    self._free.add(here)
+                row.slot = there
+                yield Swap(here, row.computed, there, other.computed if other else 0)
 
     def postprocess(self, step: Step, tokens: list[int]) -> list[Output]:
         """The step has run, and these are the tokens of its samples."""

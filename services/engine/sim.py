@@ -74,6 +74,10 @@ class SimModel:
             time.sleep(self._costs.of(step))
         if self._poison_seed >= 0 and any(s.sampling.seed == self._poison_seed for s in step.sequences):
             os.abort()
+        for swap in step.swaps:
+            for held in (self._hash, self._fed):
+                held[swap.first], held[swap.second] = held[swap.second], held[swap.first]
+        assert {row.slot for row in step.rows} == set(range(len(step.rows))), "rows hold the first slots"
         for row in step.rows:
             self._feed(row.slot, row.computed, row.tokens[row.computed : row.computed + 1])
         if step.chunk:
