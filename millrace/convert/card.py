@@ -1,0 +1,49 @@
+"""What the engine has to know of a converted model without opening its graphs: `millrace.json`."""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+NAME = "millrace.json"
+VERSION = 1
+
+Quant = Literal["int8", "int4", "fp32"]
+Cache = Literal["int8", "fp32"]
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    version: int
+    family: str
+    quant: Quant
+    cache: Cache  # how keys and values are kept
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    max_len: int
+    candidates: int  # tokens the graph offers for each wanted row
+    graphs: dict[str, str]  # file of each form of a step
+    data: str  # the file of their weights
+    scales: list[tuple[float, float]] = []  # the largest of each layer's key and value scales
+    kernels: dict[str, str] = {}  # linear layers that are computed in another way than most
+    digest: str  # of weights and graphs: two folders with the same one give the same answers
+
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one token."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * (1 if self.cache == "int8" else 4)
+
+
+def load(folder: Path) -> Card:
+    path = folder / NAME
+    try:
+        card = msgspec.json.decode(path.read_bytes(), type=Card)
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no {NAME}") from None
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if card.version != VERSION:
+        raise ValueError(f"{path} is of version {card.version}; this is version {VERSION}: convert it again")
+    return card

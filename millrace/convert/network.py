@@ -1,0 +1,325 @@
+"""The graph of a model: written once, for all families, all quantisations and all forms of a step.
+
+A step's tokens are flat, [rows + chunk]: one token of each decoding sequence, then several of one prompt.
+Linear layers see them all at once; attention alone tells them apart, since the rows look at one slot each
+and the chunk at its own. A form without rows, or without a chunk, leaves that side out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from millrace.convert.architecture import Architecture, Layer, Rope
+from millrace.convert.graph import CONTRIB, Graph
+from millrace.convert.linear import KERNELS
+from millrace.convert.safetensors import Weights
+
+Floats = npt.NDArray[np.float32]
+
+CANDIDATES = 64
+FLAT_VOCABULARY = 4096  # up to here one TopK over all words is as fast as two levels
+
+
+class Form(Enum):
+    """Which sides a graph's step has, and whether any of its rows is asked for the next token."""
+
+    ROWS = "rows"
+    CHUNK = "chunk"
+    MIXED = "mixed"
+    FILL = "fill"  # a chunk of which only the keys and values are wanted
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return {"rows": ("rows",), "mixed": ("rows", "chunk")}.get(self.value, ("chunk",))
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What one step of a layer's 8-bit keys and values is worth: one number, or one a channel."""
+
+    keys: Floats
+    values: Floats
+
+    @property
+    def attributes(self) -> dict[str, str | int]:
+        kinds = ["PER_TENSOR" if s.size == 1 else "PER_CHANNEL" for s in (self.keys, self.values)]
+        return {"k_quant_type": kinds[0], "v_quant_type": kinds[1], "kv_cache_bit_width": 8}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is computed: the kernel of each linear layer, and the scales of 8-bit keys and values."""
+
+    kernel: Callable[[str], str]
+    scales: list[Scales]  # one a layer; none: keys and values stay fp32
+
+
+@dataclass(frozen=True)
+class Side:
+    before: str  # for each slot, the tokens it holds after the step, less one
+    longest: str  # the most tokens that any of the slots holds after it
+    axis: str  # rows are many slots with one token, a chunk one slot with many
+
+
+class Network:
+    def __init__(self, graph: Graph, a: Architecture, weights: Weights, plan: Plan):
+        self.g = graph
+        self.a = a
+        self._weights = weights
+        self._plan = plan
+
+    # -- a whole model
+
+    def build(self, form: Form, step: Callable[[str], object]) -> None:
+        g, a = self.g, self.a
+        x, delta = self.embed(g.input("tokens", np.int64, ["tokens"])), ""
+        sides = self._sides(form)
+        last = len(a.layers) - 1
+        for i in range(len(a.layers)):
+            step(f"writing layer {i + 1}")
+            if form is Form.FILL and i == last:
+                self.attention(i, x, delta, sides)
+            else:
+                x, delta = self.layer(i, x, delta, sides)
+        if form is not Form.FILL:
+            self.head(x, delta, g.input("wanted", np.int64, ["wanted"]))
+
+    def _sides(self, form: Form) -> dict[str, Side]:
+        g = self.g
+        if form is Form.MIXED:
+            g.input("split", np.int64, [2])
+        return {
+            side: Side(
+                g.input(f"{side}.before", np.int32, [side]),
+                g.input(f"{side}.longest", np.int32, []),
+                g.constant([1] if side == "rows" else [0], np.int64),
+            )
+            for side in form.sides
+        }
+
+    def embed(self, tokens: str) -> str:
+        """Looked up in 16 bits, in place in the mapped file: an fp32 copy would double a small model."""
+        g, a = self.g, self.a
+        table = g.weight(
+            "embed", lambda: self._get("model.embed_tokens.weight", a.vocab, a.hidden).astype(np.float16)
+        )
+        x = g.node("Cast", g.node("Gather", table, tokens, axis=0), to=1)
+        return x if a.embed_scale == 1 else g.node("Mul", x, g.constant(a.embed_scale, np.float32))
+
+    def head(self, x: str, delta: str, wanted: str) -> None:
+        """Logits and the likeliest tokens of the wanted rows alone."""
+        g, a = self.g, self.a
+        x, delta = g.node("Gather", x, wanted, axis=0), g.node("Gather", delta, wanted, axis=0)
+        x, _ = self.norm("model.norm", x, delta)
+        name = "model.embed_tokens" if a.tied else "lm_head"
+        logits = self.linear("lm_head", x, a.hidden, a.vocab, stored=name)
+        if a.logit_cap:
+            cap = g.constant(a.logit_cap, np.float32)
+            logits = g.node("Mul", g.node("Tanh", g.node("Div", logits, cap)), cap)
+        g.node("Identity", logits, named=("logits",))
+        g.output("logits", np.float32, ["wanted", a.vocab])
+        self._candidates(logits)
+
+    def _candidates(self, logits: str) -> None:
+        """The best tokens, best first, equals in ascending order of id.
+
+        Of many words, the best blocks are found first: the best tokens are all in as many best blocks.
+        """
+        g, a = self.g, self.a
+        k = min(CANDIDATES, a.vocab)
+        count = g.constant([k], np.int64)
+        block = _block(a.vocab)
+        if block:
+            blocks = g.node("Reshape", logits, g.constant([0, -1, block], np.int64))
+            best = g.node("ReduceMax", blocks, g.constant([2], np.int64), keepdims=0)
+            chosen = g.nodes("TopK", best, count, outputs=2, axis=-1)[1]
+            # In ascending order, so that equal logits stay in the order of their ids.
+            chosen = g.node("TopK", chosen, count, outputs=2, axis=-1, largest=0)
+            near = g.node(
+                "GatherND", blocks, g.node("Unsqueeze", chosen, g.constant([2], np.int64)), batch_dims=1
+            )
+            near = g.node("Reshape", near, g.constant([0, k * block], np.int64))
+            _, at = g.nodes("TopK", near, count, outputs=2, axis=-1, named=("best", "best.near"))
+            size = g.constant(block, np.int64)
+            which = g.node("GatherElements", chosen, g.node("Div", at, size), axis=1)
+            inside = g.node("Mod", at, size)
+            g.node("Add", g.node("Mul", which, size), inside, named=("ids",))
+        else:
+            g.nodes("TopK", logits, count, outputs=2, axis=-1, named=("best", "ids"))
+        g.output("best", np.float32, ["wanted", k])
+        g.output("ids", np.int64, ["wanted", k])
+
+    # -- one layer
+
+    def layer(self, i: int, x: str, delta: str, sides: dict[str, Side]) -> tuple[str, str]:
+        """The residual stream comes as a sum not yet taken: each norm adds and norms in one operator."""
+        a, at = self.a, f"model.layers.{i}"
+        attended, x = self.attention(i, x, delta, sides)
+        delta = self.linear(f"{at}.self_attn.o_proj", attended, a.q_dim, a.hidden, bias=a.out_bias)
+        if a.norms_behind:
+            delta, _ = self.norm(f"{at}.post_attention_layernorm", delta, "")
+        normed, x = self.norm(f"{at}.{a.norm_before_mlp}", x, delta)
+        delta = self._mlp(at, normed)
+        if a.norms_behind:
+            delta, _ = self.norm(f"{at}.post_feedforward_layernorm", delta, "")
+        return x, delta
+
+    def attention(self, i: int, x: str, delta: str, sides: dict[str, Side]) -> tuple[str, str]:
+        """What the heads gather, and the residual stream."""
+        at = f"model.layers.{i}"
+        normed, x = self.norm(f"{at}.input_layernorm", x, delta)
+        return self._attention(i, self._qkv(at, normed), sides), x
+
+    def norm(self, name: str, x: str, delta: str) -> tuple[str, str]:
+        """RMS norm of x + delta, and that sum."""
+        g, a = self.g, self.a
+        gain = g.weight(name, lambda: self._get(f"{name}.weight", a.hidden) + np.float32(a.norm_offset))
+        if not delta:
+            return g.node("SimplifiedLayerNormalization", x, gain, epsilon=a.eps, axis=-1), x
+        normed, _, _, total = g.nodes(
+            "SkipSimplifiedLayerNormalization", x, delta, gain, outputs=4, domain=CONTRIB, epsilon=a.eps
+        )
+        return normed, total
+
+    def _qkv(self, at: str, x: str) -> str:
+        g, a = self.g, self.a
+        parts = [("q", a.q_dim), ("k", a.kv_dim), ("v", a.kv_dim)]
+        qkv = self._several(f"{at}.self_attn", "qkv_proj", parts, x, a.hidden, bias=a.qkv_bias)
+        if not a.head_norms:
+            return qkv
+        # q and k are normed by one operator: its gain has a row for each of their heads.
+        count, d = a.heads + a.kv_heads, a.head_dim
+
+        def gains() -> Floats:
+            q, k = (self._get(f"{at}.self_attn.{n}_norm.weight", d) for n in "qk")
+            return np.concatenate([np.tile(q, (a.heads, 1)), np.tile(k, (a.kv_heads, 1))])[None] + np.float32(
+                a.norm_offset
+            )
+
+        by_head = g.node("Reshape", qkv, g.constant([0, -1, d], np.int64))
+        qk, v = g.nodes("Split", by_head, g.constant([count, a.kv_heads], np.int64), outputs=2, axis=1)
+        gain = g.weight(f"{at}.self_attn.qk_norm", gains)
+        qk = g.node("SimplifiedLayerNormalization", qk, gain, epsilon=a.eps, axis=-1)
+        return g.node("Reshape", g.node("Concat", qk, v, axis=1), g.constant([0, a.qkv_dim], np.int64))
+
+    def _attention(self, i: int, qkv: str, sides: dict[str, Side]) -> str:
+        g = self.g
+        if len(sides) == 1:
+            ((name, side),) = sides.items()
+            return self._attend(i, qkv, name, side)
+        parts = g.nodes("Split", qkv, "split", outputs=2, axis=0)
+        return g.node(
+            "Concat",
+            *(self._attend(i, part, *side) for part, side in zip(parts, sides.items(), strict=True)),
+            axis=0,
+        )
+
+    def _attend(self, i: int, qkv: str, name: str, side: "Side") -> str:
+        """One side's attention, which also writes its keys and values in place, behind those of before."""
+        g, a, layer = self.g, self.a, self.a.layers[i]
+        scales = self._plan.scales[i] if self._plan.scales else None
+        kind = np.int8 if scales else np.float32
+        shape: list[int | str] = [f"{name}.slots", a.kv_heads, "max_len", a.head_dim]
+        past = [g.input(f"{name}.{kv}.{i}", kind, shape) for kv in "kv"]
+        present = tuple(f"{name}.{kv}.{i}.out" for kv in "kv")
+        inputs = [g.node("Unsqueeze", qkv, side.axis), "", "", *past, side.before, side.longest]
+        inputs += [*(self._rope(layer.rope) if layer.rope else ("", "")), "", "", ""]
+        if scales:
+            inputs += [g.weight(f"k_scale.{i}", lambda: scales.keys)]
+            inputs += [g.weight(f"v_scale.{i}", lambda: scales.values)]
+        out, *_ = g.nodes(
+            "GroupQueryAttention",
+            *inputs,
+            outputs=3,
+            named=present,
+            domain=CONTRIB,
+            num_heads=a.heads,
+            kv_num_heads=a.kv_heads,
+            scale=float(a.scale),
+            softcap=float(a.attention_cap),
+            do_rotary=int(layer.rope is not None),
+            local_window_size=_window(layer),
+            **(scales.attributes if scales else {}),
+        )
+        for each in present:
+            g.output(each, kind, shape)
+        return g.node("Squeeze", out, side.axis)
+
+    def _rope(self, rope: Rope) -> tuple[str, str]:
+        g, kinds = self.g, sorted({repr(layer.rope) for layer in self.a.layers})
+        n = kinds.index(repr(rope))
+        length = self.a.max_len
+        return (
+            g.weight(f"cos.{n}", lambda: rope.tables(length)[0]),
+            g.weight(f"sin.{n}", lambda: rope.tables(length)[1]),
+        )
+
+    def _mlp(self, at: str, x: str) -> str:
+        g, a = self.g, self.a
+        parts = [("gate", a.inner), ("up", a.inner)]
+        both = self._several(f"{at}.mlp", "gate_up_proj", parts, x, a.hidden, bias=a.mlp_bias)
+        gate, up = g.nodes("Split", both, outputs=2, axis=-1, num_outputs=2)
+        # QuickGelu with alpha 1 is SiLU.
+        act = g.node("Gelu", gate, approximate="tanh") if a.gelu else g.contrib("QuickGelu", gate, alpha=1.0)
+        return self.linear(f"{at}.mlp.down_proj", g.node("Mul", act, up), a.inner, a.hidden, bias=a.mlp_bias)
+
+    # -- linear layers
+
+    def linear(self, name: str, x: str, k: int, n: int, *, bias: bool = False, stored: str = "") -> str:
+        stored = stored or name
+        return self._apply(
+            name,
+            x,
+            k,
+            n,
+            lambda: self._get(f"{stored}.weight", n, k),
+            (lambda: self._get(f"{name}.bias", n)) if bias else None,
+        )
+
+    def _several(
+        self, at: str, joined: str, parts: list[tuple[str, int]], x: str, k: int, *, bias: bool
+    ) -> str:
+        """Layers with the same input are computed as one, and stored as one by some families."""
+        n = sum(size for _, size in parts)
+
+        def get(kind: str, *shape: int) -> Floats:
+            if self.a.joined:
+                return self._get(f"{at}.{joined}.{kind}", n, *shape)
+            return np.concatenate(
+                [self._get(f"{at}.{part}_proj.{kind}", size, *shape) for part, size in parts]
+            )
+
+        return self._apply(
+            f"{at}.{joined}", x, k, n, lambda: get("weight", k), (lambda: get("bias")) if bias else None
+        )
+
+    def _apply(
+        self,
+        name: str,
+        x: str,
+        k: int,
+        n: int,
+        weight: Callable[[], Floats],
+        bias: Callable[[], Floats] | None,
+    ) -> str:
+        y = KERNELS[self._plan.kernel(name)](self.g, x, name, k, n, weight)
+        return self.g.node("Add", y, self.g.weight(f"{name}.bias", bias)) if bias else y
+
+    def _get(self, name: str, *shape: int) -> Floats:
+        return self._weights.get(name, *shape)
+
+
+def _window(layer: Layer) -> int:
+    """ONNX Runtime counts the tokens a token sees as Transformers does, itself included; -1 is all."""
+    return layer.window or -1
+
+
+def _block(vocab: int) -> int:
+    """Words a block, for the two-level choice; 0 where one level does."""
+    if vocab <= FLAT_VOCABULARY:
+        return 0
+    fitting = [n for n in range(64, 513) if vocab % n == 0]
+    return min(fitting, key=lambda n: abs(n - 128), default=0)

@@ -1,0 +1,109 @@
+"""Weights as the Hub stores them: in one file or several, mapped, each tensor read when it is asked for."""
+
+import json
+import struct
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+MAX_HEADER = 100 << 20  # the format's own limit
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file that a model folder names; a name is data from outside and may not lead out of the folder."""
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{folder}: unsafe file name {name!r}")
+    root = folder.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":  # the Hub's cache keeps a revision as links to its blobs
+        allowed.append(root.parent.parent / "blobs")
+    path = (root / name).resolve()
+    if not any(path.is_relative_to(each) for each in allowed):
+        raise ValueError(f"{folder}: {name} leads out of the folder")
+    return path
+
+
+class Weights:
+    """The tensors of a folder by name."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._tensors: dict[str, tuple[Array, str]] = {}
+        for shard in self._shards():
+            path = inside(folder, shard)
+            if not path.is_file():
+                raise ValueError(f"{folder}: the shard {shard} is missing")
+            self._read(path)
+
+    def _shards(self) -> list[str]:
+        index = inside(self._folder, "model.safetensors.index.json")
+        if not index.is_file():
+            return ["model.safetensors"]
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: not an index of shards ({error!r})") from None
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{index}: not an index of shards")
+        return sorted(names)
+
+    def _read(self, path: Path) -> None:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))[0]
+            if length > min(size - 8, MAX_HEADER):
+                raise ValueError(f"{path}: not a safetensors file")
+            try:
+                header = json.loads(file.read(length))
+                tensors = {n: _entry(t) for n, t in header.items() if n != "__metadata__"}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path}: not a safetensors file ({error!r})") from None
+        data = (
+            np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.empty(0, np.uint8)
+        )
+        for name, (dtype, shape, begin, end) in tensors.items():
+            if dtype not in DTYPES:
+                raise ValueError(f"{path}: {name} is {dtype}, which is not read here")
+            kind = np.dtype(DTYPES[dtype])
+            if not 0 <= begin <= end <= data.size or end - begin != prod(shape) * kind.itemsize:
+                raise ValueError(f"{path}: {name} does not lie where the header says (truncated?)")
+            self._tensors[name] = data[begin:end].view(kind).reshape(shape), dtype
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Any:
+        return iter(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._stored(name)[0].shape
+
+    def get(self, name: str, *shape: int) -> Floats:
+        """The tensor as fp32, if it has the shape that the configuration promises."""
+        stored, dtype = self._stored(name)
+        if stored.shape != shape:
+            raise ValueError(f"{self._folder}: {name} has shape {list(stored.shape)}, not {list(shape)}")
+        if dtype == "BF16":
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32)
+
+    def _stored(self, name: str) -> tuple[Array, str]:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise ValueError(f"{self._folder}: the tensor {name} is missing") from None
+
+
+def _entry(tensor: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    begin, end = tensor["data_offsets"]
+    shape = tuple(map(int, tensor["shape"]))
+    if any(n < 0 for n in shape):
+        raise ValueError("a negative dimension")
+    return str(tensor["dtype"]), shape, int(begin), int(end)

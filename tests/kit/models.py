@@ -1,0 +1,66 @@
+"""Small configurations of every family, with the awkward sizes that real ones do not have."""
+
+from typing import Any
+
+Config = dict[str, Any]
+
+
+def small(family: str, **more: Any) -> Config:
+    return {
+        "architectures": [f"{family}ForCausalLM"],
+        "model_type": family.lower(),
+        "vocab_size": 331,
+        "hidden_size": 72,
+        "intermediate_size": 200,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
+FAMILIES: dict[str, Config] = {
+    "llama2": small("Llama", num_key_value_heads=6),
+    "llama3.2": small("Llama", rope_theta=500000.0, rope_scaling=LLAMA3_ROPE, tie_word_embeddings=True),
+    "linear": small("Llama", rope_scaling={"type": "linear", "factor": 2.0}),
+    "yarn": small(
+        "Llama", rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    ),
+    "mistral": small("Mistral", sliding_window=13),
+    "qwen2": small("Qwen2", tie_word_embeddings=True),
+    "qwen3": small("Qwen3", tie_word_embeddings=True, rope_theta=1e6),
+    "smollm3": small("SmolLM3", num_hidden_layers=4, tie_word_embeddings=True),
+    "phi3": small("Phi3"),
+    "gemma2": small(
+        "Gemma2",
+        hidden_activation="gelu_pytorch_tanh",
+        sliding_window=9,
+        query_pre_attn_scalar=24,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3": small(
+        "Gemma3",
+        hidden_activation="gelu_pytorch_tanh",
+        num_hidden_layers=4,
+        sliding_window=9,
+        sliding_window_pattern=3,
+        query_pre_attn_scalar=16,
+        rope_theta=1e6,
+        rope_local_base_freq=10000.0,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+    ),
+}
