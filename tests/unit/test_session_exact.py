@@ -1,0 +1,132 @@
+"""A sequence's logits are the same bits alone and in company, decoded and prefilled, in any slot."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from millrace.convert import convert
+from millrace.messages import Sampling
+from services.engine.sample import Candidates, choose
+from services.engine.scheduler import Chunk, Scheduler, Step
+from services.engine.sequence import Sequence
+from services.engine.session import OrtModel
+from tests.kit.checkpoint import write_checkpoint
+from tests.kit.models import FAMILIES
+
+Logits = npt.NDArray[np.float32]
+Wish = tuple[list[int], int]  # a prompt, and how many tokens to answer
+
+SLOTS = 5
+MAX_LEN = 768
+
+
+class Witness:
+    """A model that also keeps every logit it gave, by request and index."""
+
+    def __init__(self, model: OrtModel):
+        self._model = model
+        self.seen: dict[tuple[str, int], Logits] = {}
+        self.swaps = 0
+
+    def run(self, step: Step) -> Candidates:
+        candidates = self._model.run(step)
+        self.swaps += len(step.swaps)
+        for row, sequence in enumerate(step.samples):
+            self.seen[sequence.request, sequence.answered] = self._model.logits[row].copy()
+        return candidates
+
+
+def sequence(name: str, prompt: list[int], answers: int, committed: list[int], epoch: int) -> Sequence:
+    return Sequence(
+        name, len(prompt), [*prompt, *committed], Sampling(len(prompt), 0.8), answers, epoch=epoch
+    )
+
+
+def alone(model: OrtModel, wishes: dict[str, Wish], chunk: int) -> tuple[dict[str, list[int]], Witness]:
+    """Each request by itself: its tokens and its logits."""
+    witness, tokens = Witness(model), {}
+    for name, (prompt, answers) in wishes.items():
+        scheduler = Scheduler(1, chunk)
+        scheduler.add(made := sequence(name, prompt, answers, [], 1))
+        while step := scheduler.schedule():
+            found = witness.run(step)
+            scheduler.postprocess(step, choose(found, step.samples) if step.samples else [])
+        tokens[name] = made.tokens[len(prompt) :]
+    return tokens, witness
+
+
+def together(
+    model: OrtModel, wishes: dict[str, Wish], tokens: dict[str, list[int]], rng: random.Random
+) -> Witness:
+    """All requests in one engine: they join late, are granted late, are dropped, and resume part way."""
+    witness = Witness(model)
+    scheduler = Scheduler(SLOTS, rng.choice([1, 7, 32, 90, 300]))
+    coming = list(wishes)
+    rng.shuffle(coming)
+    ungranted: dict[str, list[int]] = {}
+    alive: set[str] = set()
+    while True:
+        if coming and (rng.random() < 0.2 or not alive):
+            name = coming.pop()
+            prompt, answers = wishes[name]
+            committed = tokens[name][: rng.randrange(answers)] if rng.random() < 0.5 else []
+            late = rng.random() < 0.3
+            if late:
+                ungranted[name] = committed
+            scheduler.add(sequence(name, prompt, answers, [] if late else committed, 0 if late else 1))
+            alive.add(name)
+        if ungranted and (rng.random() < 0.1 or alive == set(ungranted)):
+            name = rng.choice(sorted(ungranted))
+            scheduler.grant(name, 2, ungranted.pop(name))
+        if alive and rng.random() < 0.02:
+            name = rng.choice(sorted(alive))
+            scheduler.drop(name)
+            alive.discard(name)
+            ungranted.pop(name, None)
+        step = scheduler.schedule()
+        if step is None:
+            if not alive and not coming:
+                return witness
+            continue
+        found = witness.run(step)
+        for output in scheduler.postprocess(step, choose(found, step.samples) if step.samples else []):
+            if output.finish:
+                alive.discard(output.request)
+
+
+@pytest.mark.parametrize(
+    ("family", "quant"),
+    [("llama3.2", "int8"), ("llama2", "int4"), ("mistral", "int8"), ("qwen3", "int8"), ("qwen2", "int8")],
+)
+def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: str) -> None:
+    """Through the real scheduler, with joins, late grants, drops and resumes."""
+    write_checkpoint(tmp_path / "hub", FAMILIES[family])
+    folder = convert(tmp_path / "hub", tmp_path / "model", quant)  # type: ignore[arg-type]
+    model = OrtModel(folder, SLOTS, MAX_LEN, max_len=MAX_LEN, threads=2)
+    rng = random.Random(7)
+    lengths = [1, 2, 5, 31, 32, 33, 64, 100, 257, 500]
+    wishes = {
+        f"r{i}": ([rng.randrange(331) for _ in range(length)], rng.randrange(3, 40))
+        for i, length in enumerate(lengths)
+    }
+    tokens, expected = alone(model, wishes, 64)
+    swaps = 0
+    for seed in range(6):
+        witness = together(model, wishes, tokens, random.Random(seed))
+        swaps += witness.swaps
+        differing = [
+            key for key, seen in witness.seen.items() if not np.array_equal(seen, expected.seen[key])
+        ]
+
+        assert [] == differing, f"{len(differing)} of {len(witness.seen)}, seed {seed}"
+    assert swaps > 0
+
+    for name, (prompt, answers) in wishes.items():
+        whole = sequence(name, prompt, answers + 1, tokens[name][:-1], 1)
+        whole.slot = 2
+        model.run(Step([], Chunk(whole, 0, len(whole.tokens))))
+
+        assert np.array_equal(expected.seen[name, answers - 1], model.logits[0]), name
