@@ -27,7 +27,7 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body: int = 4 << 20
     drain_s: float = 30.0  # how long streams may go on after SIGTERM
     silence_ms: int = 150  # a running request this quiet has its engine pinged
-    ping_ms: int = 220  # what a ping may take
+    ping_ms: int = 180  # what a ping may take
     pings: int = 3  # unanswered ones until the engine counts as gone
     slow_reader: int = 1 << 20  # bytes a client may leave unread before its stream is closed
     slow_reader_s: float = 30.0
