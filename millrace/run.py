@@ -41,8 +41,11 @@ def main(role: Role, given: settings.Process) -> int:
     id = given.id or f"{role}_{secrets.token_hex(4)}"
     if not SAFE.fullmatch(id):
         raise settings.SettingError(f"id: {id!r} is not made of a-z, 0-9 and _")
+    level = logging.getLevelNamesMapping().get(given.log.upper())
+    if level is None:
+        raise settings.SettingError(f"log: {given.log!r} is not a level: debug, info, warning or error")
     logging.basicConfig(
-        level=given.log.upper(),
+        level=level,
         stream=sys.stderr,
         format=f"%(asctime)s %(levelname)s {id} %(name)s: %(message)s",
     )

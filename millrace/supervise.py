@@ -7,8 +7,6 @@ own the streams, and nats-server last.
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 import secrets
@@ -26,19 +24,17 @@ from millrace import control, messages, models, panel, settings
 from millrace.broker import Broker, binary
 from millrace.child import Child, ending
 from millrace.control import ControlError, Row, Say
+from millrace.place import CannotStart, claim, listen, public_url
+from millrace.seat import NATS, SILENT_S, Seat, backoff
 from millrace.subjects import PRESENCE, Role
 from millrace.telemetry import Context
 
-NATS = "nats"
 INNER = (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER)
 SCALED = (Role.GATEWAY, *INNER)
 ORDER = (NATS, *SCALED)
 
 STEADY_S = 3.0
 """A process that was ready this long ran well: its death is not one of a series."""
-
-SILENT_S = 3.0
-"""`Here` comes every half second."""
 
 TICK_S = 0.25
 TRIES = 3
@@ -47,7 +43,6 @@ TRIES = 3
 PATIENCE_S = 15.0
 """Inner processes hand over what they hold; nats-server closes its files. A gateway has its own limit."""
 
-BACKLOG = 2048
 MOST = 64
 """Processes of one role on one machine; more is a slip of the finger."""
 
@@ -57,119 +52,7 @@ WARNINGS = 5
 log = logging.getLogger("millrace.up")
 
 
-class CannotStart(Exception):
-    """The service cannot run like this; the message is for the user."""
-
-
-def backoff(deaths: int) -> float:
-    """The pause before the next start, after so many deaths in a row: 0, 0.1, 0.2, 0.4 ... 10 s."""
-    return 0.0 if deaths < 2 else min(10.0, 0.1 * 2.0 ** min(deaths - 2, 10))
-
-
-# -- what a service has alone: its state directory and its port
-
-
-def claim(folder: Path) -> int:
-    """Take the state directory; it is given back when this process ends, however it ends."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise CannotStart(f"cannot keep state in {folder}: {error.strerror}") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.read(fd, 32).decode().strip()
-        os.close(fd)
-        raise CannotStart(
-            f"{folder} is in use by another `millrace up` (pid {pid}); choose another --port or --state-dir"
-        ) from None
-    os.ftruncate(fd, 0)
-    os.write(fd, f"{os.getpid()}\n".encode())
-    return fd
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """The socket all gateways accept on. It stays open here, so that no connection is refused while one of
-    them is replaced."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise CannotStart(f"--host {host}: {error.strerror}") from None
-    # Processes of a service that was killed a moment ago may still be ending.
-    for left in reversed(range(10)):
-        sock = socket.socket(family, kind)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(address)
-            sock.listen(BACKLOG)
-            return sock
-        except OSError as error:
-            sock.close()
-            if error.errno != errno.EADDRINUSE or not left:
-                hint = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
-                raise CannotStart(f"cannot listen on {host} port {port}: {error.strerror}{hint}") from None
-        time.sleep(0.05)
-    raise AssertionError("unreachable")
-
-
-def public_url(host: str, port: int) -> str:
-    """An address to paste into a client on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (not a bind)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 # -- the service
-
-
-class Seat:
-    """One place in the service, and the process that has it now."""
-
-    def __init__(self, role: str, number: int, tries: int | None, restarts: int):
-        self.role = role
-        self.number = number
-        self.tries = tries  # deaths until it is given up, if it was never ready; None: no limit
-        self.restarts = restarts  # deaths that nobody asked for
-        self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.leaving = asyncio.Event()
-        self.replacing = False  # its process was asked to end, to be started again
-        self.task: asyncio.Task[None]
-        # of the process that has it now
-        self.child: Child | None = None
-        self.id = NATS if role == NATS else ""
-        self.state = "starting"
-        self.ready = asyncio.Event()
-        self.ready_at = 0.0
-        self.heard = 0.0
-        self.here: messages.Here | None = None
-
-    @property
-    def name(self) -> str:
-        return self.role if self.id in (self.role, "") else f"{self.role} {self.id}"
-
-    def begin(self, id: str, child: Child) -> None:
-        self.id, self.child, self.state, self.here = id, child, "starting", None
-
-    def end(self) -> None:
-        self.ready.clear()
-        self.state, self.here = "away", None
-
-    def row(self, now: float | None) -> Row:
-        """`now` is left out while nobody can be heard."""
-        silent = now is not None and self.state == "ready" and now - self.heard > SILENT_S
-        here = self.here
-        return Row(
-            self.role,
-            self.child.pid if self.child and self.child.alive else 0,
-            self.id,
-            "silent" if silent and self.role != NATS else self.state,
-            here.load if here else 0,
-            here.room if here else 0,
-            self.restarts,
-            here.model if here else "",
-        )
 
 
 class Supervisor:

@@ -1,0 +1,66 @@
+"""What a service has alone on its machine, its state directory and its port: taken, or refused and why."""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+BACKLOG = 2048
+
+
+class CannotStart(Exception):
+    """The service cannot run like this; the message is for the user."""
+
+
+def claim(folder: Path) -> int:
+    """Take the state directory; it is given back when this process ends, however it ends."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise CannotStart(f"cannot keep state in {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(fd, 32).decode().strip()
+        os.close(fd)
+        raise CannotStart(
+            f"{folder} is in use by another `millrace up` (pid {pid}); choose another --port or --state-dir"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket all gateways accept on. It stays open here, so that no connection is refused while one of
+    them is replaced."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise CannotStart(f"--host {host}: {error.strerror}") from None
+    # Processes of a service that was killed a moment ago may still be ending.
+    for left in reversed(range(10)):
+        sock = socket.socket(family, kind)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+            sock.listen(BACKLOG)
+            return sock
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EADDRINUSE or not left:
+                hint = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
+                raise CannotStart(f"cannot listen on {host} port {port}: {error.strerror}{hint}") from None
+        time.sleep(0.05)
+    raise AssertionError("unreachable")
+
+
+def public_url(host: str, port: int) -> str:
+    """An address to paste into a client on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (not a bind)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
