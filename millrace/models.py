@@ -25,6 +25,11 @@ class Model:
         return self.config.get("model_type") == "millrace_sim"
 
     @property
+    def converted(self) -> bool:
+        """Whether it is in the engine's own form; else it is as the Hub has it."""
+        return (self.folder / "millrace.json").is_file()
+
+    @property
     def text(self) -> Path:
         """The folder of its tokenizer: the simulated model borrows one."""
         return self.folder.parent / self.config["tokenizer"] if "tokenizer" in self.config else self.folder

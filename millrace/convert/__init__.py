@@ -74,6 +74,8 @@ def convert(
         _write(folder, partial, a, weights, quant, cache, text, progress)
         for path in partial.iterdir():
             _sync(path)
+        if out.exists():
+            raise FileExistsError(f"{out} was made meanwhile")
         partial.rename(out)
         _sync(out.parent)
     except BaseException:

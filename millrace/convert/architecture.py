@@ -186,16 +186,17 @@ def _plain(c: Config) -> Architecture:
 def _rope(c: Config, head_dim: int, kind: str = "") -> Rope:
     # Newer configurations put base and scaling into rope_parameters, per kind of layer where there are two.
     given: Config = c.get("rope_parameters") or c.get("rope_scaling") or {}
-    given = given.get(kind, given)
-    share: float = given.get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0))
-    base: float = given.get("rope_theta", c.get("rope_theta", 10000.0))
-    scaling = {key: value for key, value in given.items() if value is not None}
+    if kind in given:
+        given = given[kind]
+    said = {**c, **given}
+    scaling: Config = {key: value for key, value in given.items() if value is not None}
     longest = int(c["max_position_embeddings"])
     original = scaling.setdefault(
-        "original_max_position_embeddings", c.get("original_max_position_embeddings", longest)
+        "original_max_position_embeddings", said.get("original_max_position_embeddings") or longest
     )
     scaling.setdefault("factor", longest / original)
-    return Rope(int(head_dim * share), float(base), scaling)
+    turning = int(head_dim * said.get("partial_rotary_factor", 1.0))
+    return Rope(turning, float(said.get("rope_theta", 10000.0)), scaling)
 
 
 def _windows(c: Config, a: Architecture, default: str) -> tuple[Layer, ...]:

@@ -27,9 +27,23 @@ log = logging.getLogger("millrace.engine")
 
 async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
     folder = models.find(given.model)
-    if not folder.simulated:
-        raise settings.SettingError(f"model: {folder.folder} is not of a kind this engine runs")
-    return EngineActor(bus, id, folder.name, given, simulated(folder, given))
+    if folder.simulated:
+        model: Model = simulated(folder, given)
+    else:
+        model = await asyncio.to_thread(real, folder, given)
+    return EngineActor(bus, id, folder.name, given, model)
+
+
+def real(folder: models.Model, given: settings.Engine) -> Model:
+    from services.engine import prepare, session  # noqa: PLC0415 - the simulated engine starts without ONNX
+
+    root = prepare.cache_root()
+    try:
+        ready = prepare.converted(folder, root)
+    except ValueError as error:
+        raise settings.SettingError(f"model: {error}") from None
+    graphs = prepare.prepared(ready, root)
+    return session.OrtModel(ready, given.slots, given.chunk, max_len=given.max_len, graphs=graphs)
 
 
 def simulated(folder: models.Model, given: settings.Engine) -> sim.SimModel:

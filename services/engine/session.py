@@ -43,9 +43,12 @@ class OrtModel:
         self.card = card.load(folder)
         self.max_len = min(max_len or self.card.max_len, self.card.max_len)
         self.slots = slots
-        options = session_options(threads or cores())
         self._sessions = {
-            form: session(str((graphs or folder) / self.card.graphs[form.value]), options()) for form in Form
+            form: session(
+                str((graphs or folder) / self.card.graphs[form.value]),
+                _options(threads or cores(), prepared=graphs is not None),
+            )
+            for form in Form
         }
         self._cache = Cache(self.card, slots, self.max_len)
         self._bindings: OrderedDict[tuple[int, int, int, int], Any] = OrderedDict()
@@ -148,14 +151,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def session_options(threads: int) -> Callable[[], ort.SessionOptions]:
-    def made() -> ort.SessionOptions:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        for e in os.environ.get("SO", "").split():
-            options.add_session_config_entry(*e.split("="))
-        return options
-
-    return made
+def _options(threads: int, *, prepared: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if prepared:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for e in os.environ.get("SO", "").split():
+        options.add_session_config_entry(*e.split("="))
+    return options

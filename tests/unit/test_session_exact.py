@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from millrace.convert import convert
+from millrace.convert.card import Quant
 from millrace.messages import Sampling
 from services.engine.sample import Candidates, choose
 from services.engine.scheduler import Chunk, Scheduler, Step
@@ -101,10 +102,10 @@ def together(
     ("family", "quant"),
     [("llama3.2", "int8"), ("llama2", "int4"), ("mistral", "int8"), ("qwen3", "int8"), ("qwen2", "int8")],
 )
-def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: str) -> None:
+def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: Quant) -> None:
     """Through the real scheduler, with joins, late grants, drops and resumes."""
     write_checkpoint(tmp_path / "hub", FAMILIES[family])
-    folder = convert(tmp_path / "hub", tmp_path / "model", quant)  # type: ignore[arg-type]
+    folder = convert(tmp_path / "hub", tmp_path / "model", quant)
     model = OrtModel(folder, SLOTS, MAX_LEN, max_len=MAX_LEN, threads=2)
     rng = random.Random(7)
     lengths = [1, 2, 5, 31, 32, 33, 64, 100, 257, 500]

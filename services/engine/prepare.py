@@ -1,0 +1,160 @@
+"""From a model folder to graphs that load at once: what takes time is done once a machine, and kept.
+
+    ~/.cache/millrace/
+      converted/<name>-<hash>     our form of a Hugging Face folder, by its configuration and files' dates
+      prepared/<hash>             graphs optimised, weights packed, for this processor and ONNX Runtime
+
+Packed weights are mapped from their file, so all graphs of a model, and all engines of a machine, share
+one copy of them in memory, and loading them takes a fraction of a second.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from millrace.convert import card, convert
+from millrace.convert.network import Form
+from millrace.convert.runtime import ort, session
+from millrace.convert.safetensors import inside
+from millrace.messages import Sampling
+from millrace.models import Model
+from services.engine.scheduler import Chunk, Step
+from services.engine.sequence import Sequence
+from services.engine.session import OrtModel
+
+log = logging.getLogger("millrace.engine")
+
+SAY_S = 5.0  # between two lines about a conversion's progress
+
+
+def cache_root(env: Mapping[str, str] = os.environ) -> Path:
+    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
+
+
+def converted(model: Model, root: Path) -> Path:
+    """The model in our form: its own folder, or one in the cache."""
+    if model.converted:
+        return model.folder
+    known = hashlib.sha256((model.folder / "config.json").read_bytes())
+    for path in sorted(model.folder.glob("*.safetensors*")):
+        status = inside(model.folder, path.name).stat()
+        known.update(f"{path.name} {status.st_size} {status.st_mtime_ns} {card.VERSION}".encode())
+    out = root / "converted" / f"{model.folder.name}-{known.hexdigest()[:16]}"
+    if not out.exists():
+        log.info("converting %s into %s", model.folder, out)
+        said = 0.0
+
+        def progress(done: int, total: int, what: str) -> None:
+            nonlocal said
+            if time.monotonic() - said > SAY_S or done == total:
+                said = time.monotonic()
+                log.info("converting: %d of %d, %s", done, total, what)
+
+        try:
+            convert(model.folder, out, progress=progress)
+        except (OSError, ValueError):
+            if not out.exists():
+                raise
+            log.info("another engine was faster")
+    return out
+
+
+def prepared(folder: Path, root: Path) -> Path:
+    """The folder's graphs, ready for this machine; the folder itself if they cannot be kept.
+
+    Only for int8: of ONNX Runtime 1.31's packed weights, those of MatMulNBits come back wrong from a
+    file, and those of MatMul crash.
+    """
+    of = card.load(folder)
+    if of.quant != "int8":
+        return folder
+    out = root / "prepared" / hashlib.sha256(f"{of.digest} {machine()}".encode()).hexdigest()[:32]
+    if out.exists():
+        return out
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        _prepare(folder, of, partial)
+        if not np.array_equal(
+            _sample(OrtModel(folder, 2, 4)), _sample(OrtModel(folder, 2, 4, graphs=partial))
+        ):
+            log.warning("ONNX Runtime's packed weights do not give the same results: they are not used")
+            shutil.rmtree(partial)
+            return folder
+        partial.rename(out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if out.exists():  # another engine was faster
+            return out
+        log.warning("prepared graphs cannot be kept in %s: %s", out, error)
+        return folder
+    return out
+
+
+def _prepare(folder: Path, of: card.Card, out: Path) -> None:
+    packed: dict[Form, Path] = {}
+    for form in (Form.MIXED, *Form):  # first the one that has all the weights
+        if form in packed:
+            continue
+        packed[form] = out / f"{form.value}.bin"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(out / of.graphs[form.value])
+        for key, value in (
+            ("optimized_model_external_initializers_file_name", packed[form].name),
+            ("optimized_model_external_initializers_min_size_in_bytes", "1024"),
+            ("save_external_prepacked_constant_initializers", "1"),
+        ):
+            options.add_session_config_entry(f"session.{key}", value)
+        session(str(folder / of.graphs[form.value]), options)
+        if form is not Form.MIXED and _begins(packed[Form.MIXED], packed[form]):
+            packed[form].unlink()
+            packed[form].hardlink_to(packed[Form.MIXED])
+    for path in out.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _begins(longer: Path, shorter: Path) -> bool:
+    """Whether a file is the beginning of another: graphs with the same weights are packed the same."""
+    size = shorter.stat().st_size
+    if longer.stat().st_size < size:
+        return False
+    with longer.open("rb") as a, shorter.open("rb") as b:
+        while part := b.read(1 << 24):
+            if a.read(len(part)) != part:
+                return False
+    return True
+
+
+def _sample(model: OrtModel) -> npt.NDArray[np.float32]:
+    """The logits of two rows and a chunk, after a prompt: every form of a step has a part in them."""
+    words = [(7 * i) % model.card.vocab for i in range(9)]
+    rows = [Sequence(f"{i}", 9, words[i:] + words[:i], Sampling(0), 9, epoch=1, slot=i) for i in range(2)]
+    model.run(Step([], Chunk(rows[0], 0, 4)))
+    model.run(Step([], Chunk(rows[0], 4, 5)))
+    rows[0].computed = 8
+    model.run(Step(rows[:1], Chunk(rows[1], 0, 4)))
+    rows[1].computed = 4
+    model.run(Step(rows, None))
+    return model.logits[:2].copy()
+
+
+def machine() -> str:
+    """What packed weights depend on: the library, and what the processor can do."""
+    found = set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features", "cpu family", "model"):
+                found.add(f"{key.strip()} {' '.join(sorted(value.split()))}")
+    except OSError:
+        found.add(repr(os.uname()))
+    return f"{ort.__version__} {sorted(found)}"

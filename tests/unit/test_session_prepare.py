@@ -1,0 +1,87 @@
+"""What a machine keeps of a model: prepared graphs give the same bits, once made they are used again."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from millrace import models
+from millrace.convert import convert
+from millrace.convert.card import Quant
+from millrace.messages import Sampling
+from services.engine import prepare
+from services.engine.scheduler import Chunk, Step
+from services.engine.sequence import Sequence
+from services.engine.session import OrtModel
+from tests.kit.checkpoint import write_checkpoint
+from tests.kit.models import FAMILIES
+
+
+def logits(model: OrtModel) -> list[npt.NDArray[np.float32]]:
+    """Of each form of a step: a fill, a chunk that ends, a row, and both."""
+    first = Sequence("a", 9, list(range(9)), Sampling(0), 9, epoch=1, slot=0)
+    other = Sequence("b", 5, [4, 3, 2, 1, 0], Sampling(0), 9, epoch=1, slot=2)
+    found = []
+    for step, computed in (
+        (Step([], Chunk(first, 0, 4)), 4),
+        (Step([], Chunk(first, 4, 5)), 8),
+        (Step([first], None), 8),
+        (Step([first], Chunk(other, 0, 5)), 8),
+    ):
+        model.run(step)
+        first.computed = computed
+        found.append(model.logits[: len(step.samples)].copy())
+    return found
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama2"])
+def test_prepared_graphs_give_the_same_bits(tmp_path: Path, family: str) -> None:
+    """And the forms share one file of packed weights."""
+    write_checkpoint(tmp_path / "hub", FAMILIES[family])
+    folder = convert(tmp_path / "hub", tmp_path / "model")
+    graphs = prepare.prepared(folder, tmp_path / "cache")
+    plain, packed = OrtModel(folder, 3, 8), OrtModel(folder, 3, 8, graphs=graphs)
+
+    assert all(np.array_equal(a, b) for a, b in zip(logits(plain), logits(packed), strict=True))
+    assert 1 == len({path.stat().st_ino for path in graphs.glob("*.bin")})
+    assert graphs == prepare.prepared(folder, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("quant", ["int4", "fp32"])
+def test_other_quantisations_are_not_packed(tmp_path: Path, quant: Quant) -> None:
+    """ONNX Runtime cannot read their packed weights back."""
+    write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
+    folder = convert(tmp_path / "hub", tmp_path / "model", quant)
+
+    assert folder == prepare.prepared(folder, tmp_path / "cache")
+
+
+def test_a_hub_folder_is_converted_once(tmp_path: Path) -> None:
+    """Until its files change."""
+    write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
+    model = models.find(str(tmp_path / "hub"))
+    first = prepare.converted(model, tmp_path / "cache")
+    stamp = (first / "millrace.json").stat().st_mtime_ns
+
+    assert first == prepare.converted(model, tmp_path / "cache")
+    assert stamp == (first / "millrace.json").stat().st_mtime_ns
+    write_checkpoint(tmp_path / "hub", FAMILIES["llama2"], seed=1)
+    assert first != prepare.converted(model, tmp_path / "cache")
+
+
+def test_our_own_form_is_used_where_it_lies(tmp_path: Path) -> None:
+    """A converted folder is not converted again."""
+    write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
+    folder = convert(tmp_path / "hub", tmp_path / "model")
+
+    assert folder == prepare.converted(models.find(str(folder)), tmp_path / "cache")
+
+
+def test_without_a_cache_the_graphs_are_used_as_they_are(tmp_path: Path) -> None:
+    """A read-only home costs start-up time, not the service."""
+    write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
+    folder = convert(tmp_path / "hub", tmp_path / "model")
+    (tmp_path / "cache").write_text("not a folder")
+
+    assert folder == prepare.prepared(folder, tmp_path / "cache")
