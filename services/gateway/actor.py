@@ -74,8 +74,9 @@ class Live:
         self.prompt_tokens = 0
         self._entry = entry
         self._cancel = cancel
+        self.eager: Callable[[list[Piece]], bool] | None = None
         self._news = asyncio.Event()
-        entry.on_news = self._news.set
+        entry.on_news = self._tell
 
     async def pieces(self) -> list[Piece]:
         entry = self._entry
@@ -86,6 +87,14 @@ class Live:
             await self._news.wait()
         pieces, entry.pieces = entry.pieces, []
         return pieces
+
+    def _tell(self) -> None:
+        """There are pieces, or there will be none any more."""
+        pieces = self._entry.pieces
+        if pieces and self.eager is not None and self.eager(pieces):
+            self._entry.pieces = []
+        else:
+            self._news.set()
 
     def cancel(self) -> None:
         if not self._entry.ended:

@@ -136,6 +136,19 @@ class Connection(HttpToolsProtocol):
         self._stuck_size = 0
         super().resume_writing()
 
+    @property
+    def clear(self) -> bool:
+        """Whether a part of an answer may be pushed now."""
+        for cycle in self._cycles():
+            if not cycle.response_complete:
+                under_way = cycle.response_started and cycle.chunked_encoding and not cycle.disconnected
+                return bool(under_way and not self.flow.write_paused and not self.transport.is_closing())
+        return False
+
+    def push(self, part: bytes) -> None:
+        """Send a part of the answer that is under way, as the application's `send` would."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+
     def hang_up(self) -> None:
         """Close once the answer being sent is complete."""
         for cycle in self._cycles():

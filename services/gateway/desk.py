@@ -1,5 +1,6 @@
 """The seam between the HTTP face and what runs the requests: every public surface asks here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +39,8 @@ class Answer(Protocol):
 
     request: str  # the internal id
     prompt_tokens: int
+    eager: Callable[[list[Piece]], bool] | None
+    """Offered new pieces the moment they are there. Those it takes (True) do not come from `pieces`."""
 
     async def pieces(self) -> list[Piece]:
         """All that is there, at least one; waits for it. Not called again after a piece with a finish.

@@ -35,7 +35,8 @@ Shape = Literal["chat", "text"]
 def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
     async def complete(shape: Shape, scope: Scope, receive: Receive, send: Send) -> None:
         visit = Visit.of(scope)
-        stream = EventStream(send)
+        connection = connection_of(scope)
+        stream = EventStream(send, connection)
 
         async def answer() -> None:
             if desk.draining:
@@ -69,7 +70,7 @@ def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
             return
         if not stream.started:
             raise failure
-        if connection := connection_of(scope):
+        if connection:
             connection.hang_up()
         await stream.fail(failure)
 

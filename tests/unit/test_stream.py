@@ -146,6 +146,42 @@ async def test_one_write_takes_all_that_is_there() -> None:
     assert [True, False] == [m["more_body"] for m in sent.messages[1:]]
 
 
+class Wire:
+    """A connection whose client keeps up, or does not, as the test says."""
+
+    def __init__(self) -> None:
+        self.clear = False
+        self.parts: list[bytes] = []
+
+    def push(self, part: bytes) -> None:
+        self.parts.append(part)
+
+
+async def test_pieces_from_the_middle_go_straight_to_a_client_that_keeps_up() -> None:
+    """The way they take does not show in the bytes: the beginning, the end and what has to wait are sent."""
+    sent, wire = Sent(), Wire()
+    halfway, rest = asyncio.Event(), asyncio.Event()
+    answer = ScriptedAnswer([[Piece(1, "a", "")], halfway, [Piece(4, "d", "")], rest, said("e")])
+    stream = asyncio.ensure_future(EventStream(sent, wire).run(answer, Events(HEAD, "chat", 7)))
+    early = answer.eager is not None and answer.eager([Piece(9, "early", "")])
+    while not sent.bodies:
+        await asyncio.sleep(0)
+    assert answer.eager is not None
+    blocked = answer.eager([Piece(2, "b", "")])
+    wire.clear = True
+    taken = answer.eager([Piece(2, "b", ""), Piece(3, "c", "")])
+    last = answer.eager([Piece(5, "e", "stop")])
+    halfway.set()
+    rest.set()
+    await stream
+
+    texts = [c["choices"][0]["delta"].get("content", "") for raw in wire.parts for c in chunks(raw)]
+    assert (False, False, True, False) == (early, blocked, taken, last)
+    assert ["b", "c"] == texts
+    assert sent.bodies[-1].endswith(b"[DONE]\n\n")
+    assert answer.eager is None
+
+
 async def test_silence_is_filled() -> None:
     """A stream that is quiet for long carries comments, before the first token too, and no others."""
     sent = Sent()
