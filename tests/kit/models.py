@@ -43,7 +43,16 @@ FAMILIES: dict[str, Config] = {
     "qwen2": small("Qwen2", tie_word_embeddings=True),
     "qwen3": small("Qwen3", tie_word_embeddings=True, rope_theta=1e6),
     "smollm3": small("SmolLM3", num_hidden_layers=4, tie_word_embeddings=True),
-    "phi3": small("Phi3"),
+    "phi3": small("Phi3", sliding_window=17),
+    "phi3 long": small(
+        "Phi3",
+        original_max_position_embeddings=256,
+        rope_scaling={
+            "type": "longrope",
+            "short_factor": [1.0] * 8,
+            "long_factor": [1.0 + 0.5 * i for i in range(8)],
+        },
+    ),
     "gemma2": small(
         "Gemma2",
         hidden_activation="gelu_pytorch_tanh",

@@ -1,0 +1,116 @@
+"""Logits against an independent float64 implementation: every family, every quantisation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from millrace.convert import convert
+from millrace.convert.card import Quant
+from millrace.messages import Sampling
+from services.engine.scheduler import Chunk, Step
+from services.engine.sequence import Sequence
+from services.engine.session import OrtModel
+from tests.kit import reference
+from tests.kit.checkpoint import random_tensors, write_checkpoint
+from tests.kit.models import FAMILIES
+
+Floats = npt.NDArray[np.float32]
+
+SLOTS = 3
+
+
+def computed(model: OrtModel, tokens: list[int], *, chunk: int) -> tuple[Floats, list[int]]:
+    """Logits, and after which tokens: the first half in slot 0 chunk by chunk, then one by one as a row of
+    a ragged batch, beside a prompt that is being computed."""
+    main = Sequence("main", len(tokens), tokens, Sampling(0), 1, epoch=1, slot=0)
+    beside = Sequence("beside", 3, [5, 6, 7, *tokens], Sampling(0), 1, epoch=1, slot=1)
+    prompt = Sequence("prompt", len(tokens), tokens[::-1], Sampling(0), 1, epoch=1, slot=2)
+    model.run(Step([], Chunk(beside, 0, 3)))
+    beside.computed = 3
+    found, at = [], []
+    while main.computed < len(tokens) // 2:
+        count = min(chunk, len(tokens) // 2 - main.computed)
+        part = Sequence("main", 0, tokens[: main.computed + count], Sampling(0), 1, epoch=1, slot=0)
+        model.run(Step([], Chunk(part, main.computed, count)))
+        main.computed += count
+        found.append(model.logits[0].copy())
+        at.append(main.computed - 1)
+    while main.computed < len(tokens):
+        fill = Chunk(prompt, prompt.computed, 2) if prompt.computed + 2 < len(tokens) else None
+        model.run(Step([main, beside], fill))
+        found.append(model.logits[0].copy())
+        at.append(main.computed)
+        main.computed += 1
+        beside.computed += 1
+        prompt.computed += 2 if fill else 0
+    return np.array(found), at
+
+
+def rounded(folder: Path, config: dict[str, Any]) -> Any:
+    """Keys and values in the steps that the conversion chose, read from its graph."""
+    import onnx
+
+    graph = onnx.load(folder / "rows.onnx").graph
+    found = {
+        t.name: onnx.numpy_helper.to_array(t, str(folder)) for t in graph.initializer if "_scale." in t.name
+    }
+
+    def kv(i: int, k: reference.Wide, v: reference.Wide) -> tuple[reference.Wide, reference.Wide]:
+        def of(name: str, x: reference.Wide) -> reference.Wide:
+            scale = found[f"{name}.{i}"].astype(np.float64)
+            scale = scale.reshape(config["num_key_value_heads"], 1, -1) if scale.size > 1 else scale
+            return np.clip(np.rint(x / scale), -128, 127) * scale
+
+        return of("k_scale", k), of("v_scale", v)
+
+    return kv
+
+
+def error(found: Floats, expected: reference.Wide) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def words(config: dict[str, Any], length: int, seed: int = 3) -> list[int]:
+    drawn: list[int] = np.random.default_rng(seed).integers(0, config["vocab_size"], length).tolist()
+    return drawn
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fp32(tmp_path: Path, name: str) -> None:
+    """Every family, to the precision of fp32."""
+    config = FAMILIES[name]
+    write_checkpoint(tmp_path / "hub", config)
+    model = OrtModel(convert(tmp_path / "hub", tmp_path / "m", "fp32", cache="fp32"), SLOTS, 16, max_len=256)
+    tokens = words(config, 45)
+    found, at = computed(model, tokens, chunk=6)
+    expected = reference.logits(
+        config, random_tensors(config), tokens, length=config["max_position_embeddings"]
+    )
+
+    assert error(found, expected[at]) < 2e-5
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_quantised(tmp_path: Path, name: str, quant: Quant) -> None:
+    """Every family in every quantisation, with its roundings modelled."""
+    config = FAMILIES[name]
+    write_checkpoint(tmp_path / "hub", config)
+    folder = convert(tmp_path / "hub", tmp_path / "m", quant)
+    model = OrtModel(folder, SLOTS, 16, max_len=256)
+    weights, linear, kv = random_tensors(config), reference.LINEARS[quant], rounded(folder, config)
+    errors = []
+    for seed in range(6):
+        tokens = words(config, 24, seed)
+        found, at = computed(model, tokens, chunk=6)
+        length = config["max_position_embeddings"]
+        expected = reference.logits(config, weights, tokens, linear, kv, length)
+        errors.append(error(found, expected[at]))
+
+    # A value that lies between two steps may be rounded the other way in fp32, and everything after it
+    # follows; a text in which none does agrees to the last digits.
+    assert sorted(errors)[1] < 2e-5
+    assert max(errors) < 0.1
