@@ -119,17 +119,17 @@ def _write(
     if cache == "int8":
         scales = calibrate.scales(a, weights, tokens_of(folder, text, a.vocab), step)
     plan = Plan(lambda name: quant, scales)
-    store = Store(out / DATA)
     digests = []
     graphs = {}
-    for form in Form:
-        graph = Graph(form.value, store)
-        Network(graph, a, weights, plan).build(form, step)
-        graphs[form.value] = f"{form.value}.onnx"
-        content = graph.model().SerializeToString(deterministic=True)
-        (out / graphs[form.value]).write_bytes(content)
-        digests.append(hashlib.sha256(content).hexdigest())
-    digests.append(store.close())
+    with Store(out / DATA) as store:
+        for form in Form:
+            graph = Graph(form.value, store)
+            Network(graph, a, weights, plan).build(form, step)
+            graphs[form.value] = f"{form.value}.onnx"
+            content = graph.model().SerializeToString(deterministic=True)
+            (out / graphs[form.value]).write_bytes(content)
+            digests.append(hashlib.sha256(content).hexdigest())
+        digests.append(store.digest)
     for name in BESIDE:
         if (path := inside(folder, name)).is_file():
             shutil.copyfile(path, out / name)

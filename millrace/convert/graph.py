@@ -52,10 +52,15 @@ class Store:
         self._file.write(data)
         self._hash.update(data)
 
-    def close(self) -> str:
-        """The hash of what was written."""
-        self._file.close()
+    @property
+    def digest(self) -> str:
         return self._hash.hexdigest()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
 
 
 class Inline:
