@@ -30,8 +30,6 @@ class Heard(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.reads.append((time.monotonic_ns(), data))
-        if data.endswith(b"0\r\n\r\n") and self.transport:
-            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.over.done():
@@ -128,8 +126,8 @@ def completion(tokens: int, *, seed: int = 0, prompt: list[int] | None = None, m
         "stream_options": {"include_usage": True},
     }
     raw = msgspec.json.encode(body)
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
-    return head + b"content-length: %d\r\n\r\n" % len(raw) + raw
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n"
+    return head + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw
 
 
 async def ask(port: int, request: bytes) -> Heard:
