@@ -20,7 +20,7 @@ def said(*texts: str, finish: Finish = "stop") -> list[Piece]:
 
 async def until(true: Callable[[], bool]) -> None:
     """Waits for what no event tells; the caller sets the limit."""
-    while not true():  # noqa: ASYNC110
+    while not true():
         await asyncio.sleep(0.001)
 
 
