@@ -139,6 +139,7 @@ def _write(
         quant=quant,
         cache=cache,
         layers=len(a.layers),
+        heads=a.heads,
         kv_heads=a.kv_heads,
         head_dim=a.head_dim,
         hidden=a.hidden,

@@ -18,7 +18,7 @@ from millrace.convert.safetensors import Weights
 Floats = npt.NDArray[np.float32]
 
 MARGIN = 1.1  # beyond the largest value seen: what lies above is cut off
-COARSE = 1e-3  # rounding noise, as a share of what varies, above which every channel gets its own scale
+COARSE = 1e-3  # rounding noise, as a share of a middling channel's variance, above which each gets a scale
 
 
 def scales(
@@ -29,7 +29,8 @@ def scales(
     for i in range(len(a.layers)):
         step(f"calibrating layer {i + 1}")
         x, keys, values = run_layer(a, weights, i, x)
-        found.append(Scales(scale_of(keys), scale_of(values)))
+        by_channel = coarse(keys) or coarse(values)
+        found.append(Scales(steps(keys, by_channel=by_channel), steps(values, by_channel=by_channel)))
     return found
 
 
@@ -37,34 +38,37 @@ def run_layer(a: Architecture, weights: Weights, i: int, x: Floats) -> tuple[Flo
     """A layer in fp32 over one text: its output, and its keys and values, [kv_heads, tokens, head_dim]."""
     g = Graph(f"layer {i}", Inline())
     net = Network(g, a, weights, Plan(lambda name: "fp32", []))
-    side = Side(g.input("before", np.int32, [1]), g.input("longest", np.int32, []), g.constant([0], np.int64))
-    residual, delta = net.layer(i, g.input("x", np.float32, ["tokens", a.hidden]), "", {"chunk": side})
+    side = Side(g.input("before", np.int32, [1]), g.input("longest", np.int32, []), 1, -1, "")
+    residual, delta = net.layer(i, g.input("x", np.float32, [1, "tokens", a.hidden]), "", {"chunk": side})
     g.node("Add", residual, delta, named=("y",))
-    g.output("y", np.float32, ["tokens", a.hidden])
+    g.output("y", np.float32, [1, "tokens", a.hidden])
     count = len(x)
     empty = np.zeros((1, a.kv_heads, count, a.head_dim), np.float32)
     y, keys, values = session(g.model().SerializeToString()).run(
         ["y", f"chunk.k.{i}.out", f"chunk.v.{i}.out"],
         {
-            "x": x,
+            "x": x[None],
             "before": np.array([count - 1], np.int32),
             "longest": np.array(count, np.int32),
             f"chunk.k.{i}": empty,
             f"chunk.v.{i}": empty,
         },
     )
-    return y, keys[0], values[0]
+    return y[0], keys[0], values[0]
 
 
-def scale_of(seen: Floats) -> Floats:
-    """One scale for all, unless a few channels are so large that the others would drown in rounding."""
-    by_channel = np.abs(seen).max(axis=1)  # [kv_heads, head_dim]
-    one = max(float(by_channel.max()), 1e-6) * MARGIN / 127
-    noise = one**2 / 12
-    varies = float(seen.var(axis=1, dtype=np.float64).mean())
-    if noise <= COARSE * varies:
-        return np.array([one], np.float32)
-    # A channel without any signal is not worth a finer step than its neighbours' average.
-    floor = float(by_channel.mean()) * 1e-2 + 1e-6
-    each: Floats = (np.maximum(by_channel, floor) * MARGIN / 127).astype(np.float32)
-    return each[None, :, None, :]
+def coarse(seen: Floats) -> bool:
+    """Whether a few channels are so large that the others would drown in the rounding of one scale."""
+    one = float(np.abs(seen).max()) * MARGIN / 127
+    return one**2 / 12 > COARSE * float(np.median(seen.var(axis=1, dtype=np.float64)))
+
+
+def steps(seen: Floats, *, by_channel: bool) -> Floats:
+    """What one step of 8 bits is worth: [1], or [1, kv_heads, 1, head_dim]."""
+    largest = np.abs(seen).max(axis=1)
+    if not by_channel:
+        largest = largest.max(keepdims=True).reshape(1)
+    # A channel that was silent here must still be able to speak.
+    floor = max(float(largest.mean()) * 1e-2, 1e-6)
+    scale: Floats = (np.maximum(largest, floor) * MARGIN / 127).astype(np.float32)
+    return scale[None, :, None, :] if by_channel else scale

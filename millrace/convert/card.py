@@ -18,6 +18,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     quant: Quant
     cache: Cache  # how keys and values are kept
     layers: int
+    heads: int
     kv_heads: int
     head_dim: int
     hidden: int

@@ -96,6 +96,11 @@ class Graph:
         """Declare a result, which its node has named so, as one of the graph's."""
         self._outputs.append(helper.make_tensor_value_info(name, KINDS[np.dtype(dtype)], list(shape)))
 
+    def call(self, result: str, name: str) -> None:
+        """Give the newest result a name of its own."""
+        assert list(self._nodes[-1].output) == [result], result
+        self._nodes[-1].output[0] = name
+
     def weight(self, name: str, make: Callable[[], Array]) -> str:
         """A weight, made only if no graph before this one has put it into the store."""
         if name not in self._weights:

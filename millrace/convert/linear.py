@@ -21,7 +21,7 @@ Make = Callable[[], Floats]
 Kernel = Callable[[Graph, str, str, int, int, Make], str]  # graph, x, name, in, out, weights -> y
 
 BLOCK = 32
-TINY = 1e-30  # a row of zeros must not divide by zero
+TINY = 1e-30  # weights that are all zero must not divide by zero
 
 
 def fp32(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
@@ -29,10 +29,12 @@ def fp32(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
 
 
 def int8(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
-    """Unsigned activations, because ONNX Runtime's signed times signed is many times slower on x86."""
+    """Unsigned activations, because ONNX Runtime's signed times signed is many times slower on x86.
+
+    A row of zeros divides by zero; what that is rounded to is multiplied by zero in the end.
+    """
     codes = cache(lambda: channels(make()))
     largest = g.node("ReduceMax", g.node("Abs", x), g.constant([-1], np.int64), keepdims=1)
-    largest = g.node("Max", largest, g.constant(TINY, np.float32))
     zero = g.constant(128, np.uint8)
     rows = g.node("QuantizeLinear", g.node("Div", x, largest), g.constant(1 / 127, np.float32), zero)
     product = g.node(

@@ -1,8 +1,9 @@
 """The graph of a model: written once, for all families, all quantisations and all forms of a step.
 
-A step's tokens are flat, [rows + chunk]: one token of each decoding sequence, then several of one prompt.
-Linear layers see them all at once; attention alone tells them apart, since the rows look at one slot each
-and the chunk at its own. A form without rows, or without a chunk, leaves that side out.
+A step has one token of each decoding sequence, its rows, and several tokens of one prompt, its chunk.
+Linear layers see them all at once, [rows + chunk, channels]; attention alone tells them apart, since a row
+looks at its own slot and the chunk at one. A form without rows, or without a chunk, leaves that side out,
+and has the shape of attention all along: [rows, 1, channels], or [1, chunk, channels].
 """
 
 from collections.abc import Callable
@@ -45,8 +46,9 @@ class Scales:
 
     @property
     def attributes(self) -> dict[str, str | int]:
-        kinds = ["PER_TENSOR" if s.size == 1 else "PER_CHANNEL" for s in (self.keys, self.values)]
-        return {"k_quant_type": kinds[0], "v_quant_type": kinds[1], "kv_cache_bit_width": 8}
+        assert self.keys.size == self.values.size, "ONNX Runtime wants the same kind for both"
+        kind = "PER_TENSOR" if self.keys.size == 1 else "PER_CHANNEL"
+        return {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Plan:
 class Side:
     before: str  # for each slot, the tokens it holds after the step, less one
     longest: str  # the most tokens that any of the slots holds after it
-    axis: str  # rows are many slots with one token, a chunk one slot with many
+    slots: int  # rows are many slots, -1, with one token; a chunk is one slot with many
+    tokens: int
+    axis: str  # the one of these dimensions that is one
 
 
 class Network:
@@ -77,6 +81,8 @@ class Network:
         g, a = self.g, self.a
         x, delta = self.embed(g.input("tokens", np.int64, ["tokens"])), ""
         sides = self._sides(form)
+        axis = next(iter(sides.values())).axis if len(sides) == 1 else ""
+        x = g.node("Unsqueeze", x, axis) if axis else x
         last = len(a.layers) - 1
         for i in range(len(a.layers)):
             step(f"writing layer {i + 1}")
@@ -85,6 +91,8 @@ class Network:
             else:
                 x, delta = self.layer(i, x, delta, sides)
         if form is not Form.FILL:
+            if axis:
+                x, delta = g.node("Squeeze", x, axis), g.node("Squeeze", delta, axis)
             self.head(x, delta, g.input("wanted", np.int64, ["wanted"]))
 
     def _sides(self, form: Form) -> dict[str, Side]:
@@ -95,7 +103,8 @@ class Network:
             side: Side(
                 g.input(f"{side}.before", np.int32, [side]),
                 g.input(f"{side}.longest", np.int32, []),
-                g.constant([1] if side == "rows" else [0], np.int64),
+                *((1, -1) if side == "chunk" else (-1, 1)),
+                g.constant([0 if side == "chunk" else 1], np.int64),
             )
             for side in form.sides
         }
@@ -119,9 +128,9 @@ class Network:
         if a.logit_cap:
             cap = g.constant(a.logit_cap, np.float32)
             logits = g.node("Mul", g.node("Tanh", g.node("Div", logits, cap)), cap)
-        g.node("Identity", logits, named=("logits",))
+        g.call(logits, "logits")
         g.output("logits", np.float32, ["wanted", a.vocab])
-        self._candidates(logits)
+        self._candidates("logits")
 
     def _candidates(self, logits: str) -> None:
         """The best tokens, best first, equals in ascending order of id.
@@ -171,7 +180,7 @@ class Network:
         """What the heads gather, and the residual stream."""
         at = f"model.layers.{i}"
         normed, x = self.norm(f"{at}.input_layernorm", x, delta)
-        return self._attention(i, self._qkv(at, normed), sides), x
+        return self._attention(i, self._qkv(at, normed, sides), sides), x
 
     def norm(self, name: str, x: str, delta: str) -> tuple[str, str]:
         """RMS norm of x + delta, and that sum."""
@@ -184,7 +193,7 @@ class Network:
         )
         return normed, total
 
-    def _qkv(self, at: str, x: str) -> str:
+    def _qkv(self, at: str, x: str, sides: dict[str, Side]) -> str:
         g, a = self.g, self.a
         parts = [("q", a.q_dim), ("k", a.kv_dim), ("v", a.kv_dim)]
         qkv = self._several(f"{at}.self_attn", "qkv_proj", parts, x, a.hidden, bias=a.qkv_bias)
@@ -199,11 +208,15 @@ class Network:
                 a.norm_offset
             )
 
-        by_head = g.node("Reshape", qkv, g.constant([0, -1, d], np.int64))
+        by_head = g.node("Reshape", qkv, g.constant([-1, count + a.kv_heads, d], np.int64))
         qk, v = g.nodes("Split", by_head, g.constant([count, a.kv_heads], np.int64), outputs=2, axis=1)
         gain = g.weight(f"{at}.self_attn.qk_norm", gains)
         qk = g.node("SimplifiedLayerNormalization", qk, gain, epsilon=a.eps, axis=-1)
-        return g.node("Reshape", g.node("Concat", qk, v, axis=1), g.constant([0, a.qkv_dim], np.int64))
+        shape = [-1, a.qkv_dim]
+        if len(sides) == 1:
+            (side,) = sides.values()
+            shape = [side.slots, side.tokens, a.qkv_dim]
+        return g.node("Reshape", g.node("Concat", qk, v, axis=1), g.constant(shape, np.int64))
 
     def _attention(self, i: int, qkv: str, sides: dict[str, Side]) -> str:
         g = self.g
@@ -211,11 +224,11 @@ class Network:
             ((name, side),) = sides.items()
             return self._attend(i, qkv, name, side)
         parts = g.nodes("Split", qkv, "split", outputs=2, axis=0)
-        return g.node(
-            "Concat",
-            *(self._attend(i, part, *side) for part, side in zip(parts, sides.items(), strict=True)),
-            axis=0,
-        )
+        attended = []
+        for part, (name, side) in zip(parts, sides.items(), strict=True):
+            one = self._attend(i, g.node("Unsqueeze", part, side.axis), name, side)
+            attended.append(g.node("Squeeze", one, side.axis))
+        return g.node("Concat", *attended, axis=0)
 
     def _attend(self, i: int, qkv: str, name: str, side: "Side") -> str:
         """One side's attention, which also writes its keys and values in place, behind those of before."""
@@ -225,7 +238,7 @@ class Network:
         shape: list[int | str] = [f"{name}.slots", a.kv_heads, "max_len", a.head_dim]
         past = [g.input(f"{name}.{kv}.{i}", kind, shape) for kv in "kv"]
         present = tuple(f"{name}.{kv}.{i}.out" for kv in "kv")
-        inputs = [g.node("Unsqueeze", qkv, side.axis), "", "", *past, side.before, side.longest]
+        inputs = [qkv, "", "", *past, side.before, side.longest]
         inputs += [*(self._rope(layer.rope) if layer.rope else ("", "")), "", "", ""]
         if scales:
             inputs += [g.weight(f"k_scale.{i}", lambda: scales.keys)]
@@ -246,7 +259,7 @@ class Network:
         )
         for each in present:
             g.output(each, kind, shape)
-        return g.node("Squeeze", out, side.axis)
+        return out
 
     def _rope(self, rope: Rope) -> tuple[str, str]:
         g, kinds = self.g, sorted({repr(layer.rope) for layer in self.a.layers})

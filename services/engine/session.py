@@ -43,10 +43,13 @@ class OrtModel:
         self.card = card.load(folder)
         self.max_len = min(max_len or self.card.max_len, self.card.max_len)
         self.slots = slots
+        # With more threads than heads, ONNX Runtime splits a lone row's attention and sums it in another
+        # order than a batch's: its bits would depend on its company.
+        threads = min(threads or cores(), self.card.heads)
         self._sessions = {
             form: session(
                 str((graphs or folder) / self.card.graphs[form.value]),
-                _options(threads or cores(), prepared=graphs is not None),
+                _options(threads, prepared=graphs is not None),
             )
             for form in Form
         }

@@ -41,6 +41,7 @@ FAMILIES: dict[str, Config] = {
     ),
     "mistral": small("Mistral", sliding_window=13),
     "qwen2": small("Qwen2", tie_word_embeddings=True),
+    "loud keys": small("Qwen2", loud_keys=True),
     "qwen3": small("Qwen3", tie_word_embeddings=True, rope_theta=1e6),
     "smollm3": small("SmolLM3", num_hidden_layers=4, tie_word_embeddings=True),
     "phi3": small("Phi3", sliding_window=17),

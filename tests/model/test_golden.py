@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from millrace.convert import convert
+from millrace.convert import calibrate, convert
 from millrace.convert.card import Quant
 from millrace.messages import Sampling
 from services.engine.scheduler import Chunk, Step
@@ -114,3 +114,21 @@ def test_quantised(tmp_path: Path, name: str, quant: Quant) -> None:
     # follows; a text in which none does agrees to the last digits.
     assert sorted(errors)[1] < 2e-5
     assert max(errors) < 0.1
+
+
+def test_loud_keys_get_a_scale_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large biases of a few key channels do not cost the others their precision."""
+    config = FAMILIES["loud keys"]
+    write_checkpoint(tmp_path / "hub", config)
+    tokens = words(config, 45)
+    expected = reference.logits(config, random_tensors(config), tokens)
+
+    def cost(name: str) -> float:  # of an 8-bit cache; the weights stay fp32
+        model = OrtModel(convert(tmp_path / "hub", tmp_path / name, "fp32"), SLOTS, 16, max_len=256)
+        found, at = computed(model, tokens, chunk=6)
+        return error(found, expected[at])
+
+    chosen = cost("chosen")
+    monkeypatch.setattr(calibrate, "coarse", lambda seen: False)
+
+    assert chosen < 0.5 * cost("one scale")

@@ -100,7 +100,15 @@ def together(
 
 @pytest.mark.parametrize(
     ("family", "quant"),
-    [("llama3.2", "int8"), ("llama2", "int4"), ("mistral", "int8"), ("qwen3", "int8"), ("qwen2", "int8")],
+    [
+        ("llama3.2", "int8"),
+        ("llama2", "int4"),
+        ("mistral", "int8"),
+        ("qwen3", "int8"),
+        ("loud keys", "int8"),
+        ("gemma2", "int8"),
+        ("gemma3", "int4"),
+    ],
 )
 def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: Quant) -> None:
     """Through the real scheduler, with joins, late grants, drops and resumes."""
