@@ -755,16 +755,18 @@ def _unknown(rng: random.Random) -> Conversation:
     return Conversation(_casual(rng, _talk(text, UNKNOWN)))
 
 
-KINDS: dict[Callable[[random.Random], Conversation], int] = {
-    _greeting: 5, _identity: 5, _capital: 26, _sum: 16, _sums: 16, _count: 8, _list: 3, _rhyme: 4,
-    _spelling: 12, _repeat: 8, _name: 4, _record: 7, _weather: 8, _tongue: 5, _essay: 4, _unknown: 5,
+KINDS: dict[Callable[[random.Random], Conversation], tuple[int, int]] = {
+    # how often at first, and how often later, when only what takes long to learn is not yet known
+    _greeting: (5, 2), _identity: (5, 2), _capital: (26, 20), _sum: (16, 22), _sums: (16, 30),
+    _count: (8, 24), _list: (3, 2), _rhyme: (4, 2), _spelling: (12, 14), _repeat: (8, 4), _name: (4, 4),
+    _record: (7, 6), _weather: (8, 4), _tongue: (5, 3), _essay: (4, 2), _unknown: (5, 3),
 }  # fmt: skip
 
 
-def conversations(seed: int, count: int) -> Iterator[Conversation]:
+def conversations(seed: int, count: int, *, late: bool = False) -> Iterator[Conversation]:
     """`count` conversations; some have a system message, and some go on to other subjects."""
     rng = random.Random(seed)
-    kinds, weights = list(KINDS), list(KINDS.values())
+    kinds, weights = list(KINDS), [weights[late] for weights in KINDS.values()]
     for kind in rng.choices(kinds, weights, k=count):
         messages, tools = kind(rng)
         while rng.random() < 0.25:

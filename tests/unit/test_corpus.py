@@ -96,7 +96,7 @@ def test_every_kind_is_told() -> None:
     """All the kinds are drawn, and many scripts are among them."""
     text = "".join(m["content"] for messages, _ in conversations(seed=0, count=5000) for m in messages)
 
-    assert all(weight > 0 for weight in KINDS.values())
+    assert all(min(weights) > 0 for weights in KINDS.values())
     samples = [*"éΓМ你こ안😀", "🇳🇴", "👨\u200d👩\u200d👧", corpus.NAME, "water mill"]
     for sample in samples:
         assert sample in text
