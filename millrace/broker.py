@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +75,6 @@ def _user(role: Role, password: str) -> str:
       permissions {{
         publish {_allow(rights["publish"])}
         subscribe {_allow(rights["subscribe"])}
-        allow_responses: {json.dumps(rights["allow_responses"])}
       }}
     }}"""
 
@@ -109,8 +109,7 @@ class Broker:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]
         broker = cls(folder, port, {role: secrets.token_hex(24) for role in Role}, held)
-        store = str(folder / "jetstream")
-        text = render(host="127.0.0.1", port=port, store=store, passwords=broker.passwords)
+        text = render(host="127.0.0.1", port=port, store=str(broker.store), passwords=broker.passwords)
         _write_secret(broker.config, text)
         for role in Role:
             _write_secret(folder / f"{role}.url", broker.url(role) + "\n")
@@ -119,6 +118,15 @@ class Broker:
     @property
     def config(self) -> Path:
         return self.folder / "nats.conf"
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "jetstream"
+
+    @property
+    def room(self) -> int:
+        """Bytes that the store's disk still has."""
+        return shutil.disk_usage(self.store).free
 
     @property
     def log(self) -> Path:

@@ -15,7 +15,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LOG_LIMIT = 16 << 20
 """A log this long is set aside when its process is started again; one older log is kept."""
 
-ALARMING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL)\b")
+ALARMING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL)\b|\[(?:ERR|FTL)\]")  # ours; nats-server's
 
 
 def _mortal() -> Callable[[], None]:

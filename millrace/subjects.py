@@ -176,7 +176,7 @@ def inbox_prefix(role: Role) -> str:
     return f"_INBOX_{role}"
 
 
-def rights(role: Role) -> dict[str, Any]:
+def rights(role: Role) -> dict[str, list[str]]:
     """What this role may publish and hear, as nats-server's `permissions` block takes it."""
     api = "$JS.API"
     stores = {
@@ -195,15 +195,14 @@ def rights(role: Role) -> dict[str, Any]:
     publish = [s.wildcard for s in SUBJECTS if role in s.senders and s is not PRESENCE]
     if role in PRESENCE.senders:
         publish.append(PRESENCE.to(role))
-    answered = [s for s in SUBJECTS if s.answers and role in s.hearers]
-    if role is E:
-        # A pulled job arrives as a request whose answer settles it, and no deny overrides allow_responses:
-        # with it an engine could acknowledge its own deliveries.
-        publish += {f"{inbox_prefix(sender)}.>" for s in answered for sender in s.senders}
+    # Answers go to the askers' inboxes. nats-server's own `allow_responses` would not do: a pulled job
+    # arrives as a request whose answer settles it, so an engine could acknowledge its own deliveries; and
+    # the server forgets what may be answered when it is restarted.
+    askers = {sender for s in SUBJECTS if s.answers and role in s.hearers for sender in s.senders}
+    publish += [f"{inbox_prefix(asker)}.>" for asker in askers]
     return {
         "publish": sorted(publish + stores[role]),
         "subscribe": sorted(
             [*(s.wildcard for s in SUBJECTS if role in s.hearers), f"{inbox_prefix(role)}.>"]
         ),
-        "allow_responses": bool(answered) and role is not E,
     }

@@ -49,6 +49,13 @@ MOST = 64
 WARNINGS = 5
 """Lines a tick that one process may put before the user; its log has them all."""
 
+STUCK = "critical write error"
+"""nats-server's words when its store could not write. It refuses to store from then on, even when the disk
+has room again, until it is started anew: which streams do not notice."""
+
+ROOM = 4 << 20
+"""Bytes free, from which on a restart is worth it."""
+
 log = logging.getLogger("millrace.up")
 
 
@@ -76,6 +83,7 @@ class Supervisor:
         self._guests: dict[str, tuple[messages.Here, float]] = {}  # those who joined by hand
         self._children: set[Child] = set()
         self._one_order = asyncio.Lock()
+        self._stuck = False  # nats-server cannot store
         self._stopping = asyncio.Event()
         self._defect: BaseException | None = None
         self.url = public_url(given.host, http.getsockname()[1])
@@ -226,7 +234,9 @@ class Supervisor:
 
     def _start(self, seat: Seat) -> Child:
         if seat.role == NATS:
-            child = Child(self._broker.command(), self._env, self._log(seat))
+            # Two messages a step are little work, and on few cores Go's own threads cost more than they give.
+            env = self._env if (os.cpu_count() or 1) > 4 else {"GOMAXPROCS": "1", **self._env}
+            child = Child(self._broker.command(), env, self._log(seat))
             seat.begin(NATS, child)
             return child
         role = Role(seat.role)
@@ -304,12 +314,16 @@ class Supervisor:
                     self._event(f"{here.role} {id} left")
             for seat in self._seats:
                 self._pass_on(seat)
+                if seat.role == NATS and self._stuck and self._broker.room >= ROOM:
+                    self._stuck = False
+                    self._spawn(self._unstick(seat))
             self._show()
             await asyncio.sleep(TICK_S)
 
     def _pass_on(self, seat: Seat) -> None:
         """What a process warns of, its user sees."""
         lines = seat.child.warnings() if seat.child else []
+        self._stuck = self._stuck or (seat.role == NATS and any(STUCK in line for line in lines))
         for line in lines[:WARNINGS]:
             self._view.event(f"{seat.name}: {line.replace(f' {seat.id} ', ' ')}")
         if len(lines) > WARNINGS:
@@ -391,6 +405,11 @@ class Supervisor:
             seat.ready.clear()
             await seat.child.stop(PATIENCE_S)
         await seat.ready.wait()
+
+    async def _unstick(self, seat: Seat) -> None:
+        self._event("the job store has room again: restarting nats")
+        async with self._one_order:
+            await self._replace(seat)
 
     async def _comes(self, seat: Seat, say: Say) -> None:
         say(f"{seat.role}: starting one more")

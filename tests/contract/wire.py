@@ -72,10 +72,7 @@ def page() -> str:
     lines += ["", "## Rights", "", "What each role's NATS user may do; everything else is refused.", ""]
     for role in subjects.Role:
         rights = subjects.rights(role)
-        lines += [
-            f"- **{role}** publishes {_code(rights['publish'])}; hears {_code(rights['subscribe'])}"
-            + ("; may answer what it is asked." if rights["allow_responses"] else ".")
-        ]
+        lines += [f"- **{role}** publishes {_code(rights['publish'])}; hears {_code(rights['subscribe'])}."]
     return "\n".join(lines) + "\n"
 
 
