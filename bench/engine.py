@@ -20,6 +20,7 @@ import numpy as np
 from bench import machine
 from millrace import models
 from millrace.convert import convert
+from millrace.convert.card import Quant
 from millrace.messages import Sampling
 from services.engine import prepare
 from services.engine.sample import choose
@@ -60,7 +61,7 @@ def main() -> int:
     return 0
 
 
-def made(work: Path, shape: str, quant: str) -> Path:
+def made(work: Path, shape: str, quant: Quant) -> Path:
     hub, out = work / shape, work / f"{shape}-{quant}"
     if not out.exists():
         write_checkpoint(hub, SHAPES[shape], dtype="BF16")
