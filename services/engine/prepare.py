@@ -66,15 +66,15 @@ def converted(model: Model, root: Path) -> Path:
     return out
 
 
-def prepared(folder: Path, root: Path) -> Path:
-    """The folder's graphs, ready for this machine; the folder itself if they cannot be kept.
+def prepared(folder: Path, root: Path) -> Path | None:
+    """The folder's graphs, ready for this machine; none if they cannot be kept.
 
     Only for int8: of ONNX Runtime 1.31's packed weights, those of MatMulNBits come back wrong from a
     file, and those of MatMul crash.
     """
     of = card.load(folder)
     if of.quant != "int8":
-        return folder
+        return None
     out = root / "prepared" / hashlib.sha256(f"{of.digest} {machine()}".encode()).hexdigest()[:32]
     if out.exists():
         return out
@@ -87,14 +87,14 @@ def prepared(folder: Path, root: Path) -> Path:
         ):
             log.warning("ONNX Runtime's packed weights do not give the same results: they are not used")
             shutil.rmtree(partial)
-            return folder
+            return None
         partial.rename(out)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if out.exists():  # another engine was faster
             return out
         log.warning("prepared graphs cannot be kept in %s: %s", out, error)
-        return folder
+        return None
     return out
 
 

@@ -1,9 +1,11 @@
 """The real model: ONNX Runtime sessions over one memory of keys and values.
 
-A step is one of three graphs, by what it has: decoding rows, a chunk, or both. They share their weights
-(see prepare.py), and each writes keys and values in place: the same memory is bound as past and as
-present. ONNX Runtime takes a batch as consecutive slots, so the rows are the first slots, which the
-scheduler sees to; a chunk may lie in any slot.
+A step is one of a few graphs, by what it has: decoding rows, a chunk, or both. Each writes keys and values
+in place: the same memory is bound as past and as present. ONNX Runtime takes a batch as consecutive slots,
+so the rows are the first slots, which the scheduler sees to; a chunk may lie in any slot.
+
+Prepared graphs (prepare.py) share their weights. Where they cannot be prepared, each session has its own
+packed copy, so there are two only, and a chunk without rows gets a row of no consequence in a spare slot.
 """
 
 import mmap
@@ -20,7 +22,8 @@ from millrace.convert import card
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
 from services.engine.sample import Candidates
-from services.engine.scheduler import Step, Swap
+from services.engine.scheduler import Chunk, Step, Swap
+from services.engine.sequence import Sequence
 
 BINDINGS = 256
 """Kept by the shape of a step. Making one costs some 100 us, running one nothing."""
@@ -51,53 +54,66 @@ class OrtModel:
                 str((graphs or folder) / self.card.graphs[form.value]),
                 _options(threads, prepared=graphs is not None),
             )
-            for form in Form
+            for form in (Form if graphs else (Form.ROWS, Form.MIXED))
         }
-        self._cache = Cache(self.card, slots, self.max_len)
-        self._bindings: OrderedDict[tuple[int, int, int, int], Any] = OrderedDict()
-        self._tokens = np.zeros(slots + chunk, np.int64)
+        self._cache = Cache(self.card, slots + 1, self.max_len)
+        self._bindings: OrderedDict[tuple[Form, int, int, int, int, int], Any] = OrderedDict()
+        self._tokens = np.zeros(slots + 1 + chunk, np.int64)
         self._split = np.zeros(2, np.int64)
         self._wanted = np.zeros(slots + 1, np.int64)
         self._before = {"rows": np.zeros(slots, np.int32), "chunk": np.zeros(1, np.int32)}
         self._longest = {"rows": np.zeros((), np.int32), "chunk": np.zeros((), np.int32)}
-        self.logits = np.zeros(
-            (slots + 1, self.card.vocab), np.float32
-        )  # of the wanted rows of the last step
+        # Of the rows whose next token the last step decided, in the order of its samples.
+        self.logits = np.zeros((slots + 1, self.card.vocab), np.float32)
         self._best = np.zeros((slots + 1, self.card.candidates), np.float32)
         self._ids = np.zeros((slots + 1, self.card.candidates), np.int64)
 
     def run(self, step: Step) -> Candidates:
         for swap in step.swaps:
             self._cache.swap(swap)
-        rows, chunk = step.rows, step.chunk
-        count = len(rows)
+        chunk = step.chunk
+        count = self._take_rows(step.rows)
+        wanted = [row.slot for row in step.rows]
+        form, first, more, slot = Form.ROWS, 0, 0, 0
+        if chunk:
+            slot, more = chunk.sequence.slot, chunk.count
+            assert slot >= count, f"slot {slot} is a row's"
+            form = Form.MIXED if count else Form.CHUNK if chunk.last else Form.FILL
+            if form not in self._sessions:
+                form, first, count = Form.MIXED, self.slots, 1
+                self._tokens[0] = self._before["rows"][0] = 0
+                self._longest["rows"][()] = 1
+            self._take_chunk(chunk, count)
+            if chunk.last or not (wanted or form is Form.FILL):
+                wanted.append(count + more - 1)
+        self._split[:] = count, more
+        self._wanted[: len(wanted)] = wanted
+        binding = self._binding(form, (first, count), (slot, more), len(wanted))
+        self._sessions[form].run_with_iobinding(binding)
+        found = len(step.samples)
+        return Candidates(self._ids[:found].copy(), self._best[:found].copy())
+
+    def _take_rows(self, rows: list[Sequence]) -> int:
         for row in rows:
-            assert row.slot < count, f"row in slot {row.slot} of {count}"
+            assert row.slot < len(rows), f"a row in slot {row.slot} of {len(rows)}"
+            assert row.computed < self.max_len, "a sequence outgrew its slot"
             self._tokens[row.slot] = row.tokens[row.computed]
             self._before["rows"][row.slot] = row.computed
         if rows:
-            self._longest["rows"][()] = self._before["rows"][:count].max() + 1
-        more, slot = 0, 0
-        if chunk:
-            sequence, start, more = chunk.sequence, chunk.start, chunk.count
-            slot = sequence.slot
-            assert slot >= count, f"slot {slot} is a row's"
-            self._tokens[count : count + more] = sequence.tokens[start : start + more]
-            self._before["chunk"][0] = start + more - 1
-            self._longest["chunk"][()] = start + more
-            assert start + more <= self.max_len, "a sequence outgrew its slot"
-        self._split[:] = count, more
-        wanted = [row.slot for row in rows]
-        if chunk and chunk.last:
-            wanted.append(count + more - 1)
-        self._wanted[: len(wanted)] = wanted
-        alone = Form.CHUNK if wanted else Form.FILL
-        form = alone if not rows else Form.MIXED if chunk else Form.ROWS
-        self._sessions[form].run_with_iobinding(self._binding(form, count, more, slot, len(wanted)))
-        return Candidates(self._ids[: len(wanted)].copy(), self._best[: len(wanted)].copy())
+            self._longest["rows"][()] = self._before["rows"][: len(rows)].max() + 1
+        return len(rows)
 
-    def _binding(self, form: Form, rows: int, chunk: int, slot: int, wanted: int) -> Any:
-        key = (rows, chunk, slot, wanted)
+    def _take_chunk(self, chunk: Chunk, behind: int) -> None:
+        end = chunk.start + chunk.count
+        assert end <= self.max_len, "a sequence outgrew its slot"
+        self._tokens[behind : behind + chunk.count] = chunk.sequence.tokens[chunk.start : end]
+        self._before["chunk"][0] = end - 1
+        self._longest["chunk"][()] = end
+
+    def _binding(self, form: Form, rows: tuple[int, int], chunk: tuple[int, int], wanted: int) -> Any:
+        """The memory of a step, by its graph, the rows' first slot and their number, the chunk's slot and
+        its length, and the logits wanted."""
+        key = (form, *rows, *chunk, wanted)
         if key in self._bindings:
             self._bindings.move_to_end(key)
             return self._bindings[key]
@@ -108,14 +124,14 @@ class OrtModel:
         def bind(into: Callable[..., None], name: str, array: Array) -> None:
             into(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
-        bind(binding.bind_input, "tokens", self._tokens[: rows + chunk])
+        bind(binding.bind_input, "tokens", self._tokens[: rows[1] + chunk[1]])
         if wanted:
             bind(binding.bind_input, "wanted", self._wanted[:wanted])
             for name, array in (("logits", self.logits), ("best", self._best), ("ids", self._ids)):
                 bind(binding.bind_output, name, array[:wanted])
         if form is Form.MIXED:
             bind(binding.bind_input, "split", self._split)
-        for side, first, count in (("rows", 0, rows), ("chunk", slot, 1)):
+        for side, first, count in (("rows", *rows), ("chunk", chunk[0], 1)):
             if side in form.sides:
                 bind(binding.bind_input, f"{side}.before", self._before[side][:count])
                 bind(binding.bind_input, f"{side}.longest", self._longest[side])

@@ -10,6 +10,7 @@ import pytest
 from millrace.convert import convert
 from millrace.convert.card import Quant
 from millrace.messages import Sampling
+from services.engine import prepare
 from services.engine.sample import Candidates, choose
 from services.engine.scheduler import Chunk, Scheduler, Step
 from services.engine.sequence import Sequence
@@ -82,7 +83,7 @@ def together(
         if ungranted and (rng.random() < 0.1 or alive == set(ungranted)):
             name = rng.choice(sorted(ungranted))
             scheduler.grant(name, 2, ungranted.pop(name))
-        if alive and rng.random() < 0.02:
+        if alive and rng.random() < 0.004:
             name = rng.choice(sorted(alive))
             scheduler.drop(name)
             alive.discard(name)
@@ -114,7 +115,8 @@ def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: Qua
     """Through the real scheduler, with joins, late grants, drops and resumes."""
     write_checkpoint(tmp_path / "hub", FAMILIES[family])
     folder = convert(tmp_path / "hub", tmp_path / "model", quant)
-    model = OrtModel(folder, SLOTS, MAX_LEN, max_len=MAX_LEN, threads=2)
+    graphs = prepare.prepared(folder, tmp_path)
+    model = OrtModel(folder, SLOTS, MAX_LEN, max_len=MAX_LEN, threads=2, graphs=graphs)
     rng = random.Random(7)
     lengths = [1, 2, 5, 31, 32, 33, 64, 100, 257, 500]
     wishes = {
