@@ -159,11 +159,12 @@ class Cache:
         self.layers = [(layer[0], layer[1]) for layer in self._all]
 
     def swap(self, swap: Swap) -> None:
-        first, second = self._all[:, :, swap.first], self._all[:, :, swap.second]
         ahead, behind = swap.first_tokens, swap.second_tokens
-        kept = second[:, :, :, :behind].copy()
-        second[:, :, :, :ahead] = first[:, :, :, :ahead]
-        first[:, :, :, :behind] = kept
+        for layer in self._all:  # one by one: what is kept meanwhile stays in the processor's cache
+            first, second = layer[:, swap.first], layer[:, swap.second]
+            kept = second[:, :, :behind].copy()
+            second[:, :, :ahead] = first[:, :, :ahead]
+            first[:, :, :behind] = kept
 
 
 def cores() -> int:

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from millrace import models
+from millrace import models, settings
 from millrace.convert import convert
 from millrace.convert.card import Quant
 from millrace.messages import Sampling
-from services.engine import prepare
+from services.engine import actor, prepare
 from services.engine.scheduler import Chunk, Step
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
@@ -86,3 +86,23 @@ def test_without_a_cache_the_graphs_are_used_as_they_are(tmp_path: Path) -> None
     (tmp_path / "cache").write_text("not a folder")
 
     assert prepare.prepared(folder, tmp_path / "cache") is None
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_the_engine_takes_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: Quant) -> None:
+    """As the Hub has it, or converted; its first steps run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
+    ours = convert(hub, tmp_path / "ours", quant)
+    for folder in (hub, ours):
+        actor.warm_up(actor.real(models.find(str(folder)), settings.Engine(slots=2, max_len=64)))
+
+
+def test_a_folder_that_cannot_run_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said as such, with the reason."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
+    (hub / "model.safetensors").unlink()
+
+    with pytest.raises(settings.SettingError, match=r"model.safetensors is missing"):
+        actor.real(models.find(str(hub)), settings.Engine(slots=2))
