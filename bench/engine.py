@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--spin-us", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where to keep what is made (default: nowhere)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -53,7 +54,13 @@ def main() -> int:
         began = time.perf_counter()
         longest = max(args.context + 1, *PROMPTS)
         model = OrtModel(
-            folder, max(BATCHES) + 1, CHUNK, max_len=longest, threads=args.threads, graphs=graphs
+            folder,
+            max(BATCHES) + 1,
+            CHUNK,
+            max_len=longest,
+            threads=args.threads,
+            graphs=graphs,
+            spin_us=args.spin_us,
         )
         print(machine.describe())
         print(f"{folder.name}: loaded in {time.perf_counter() - began:.2f} s, context {args.context}")

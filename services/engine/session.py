@@ -41,8 +41,10 @@ class OrtModel:
         max_len: int = 0,
         threads: int = 0,
         graphs: Path | None = None,
+        spin_us: int = 0,
     ):
-        """`graphs`: where the same graphs lie prepared for this machine."""
+        """`graphs`: where the same graphs lie prepared for this machine. `spin_us`: how long a worker looks
+        for more work before it sleeps."""
         self.card = card.load(folder)
         self.max_len = min(max_len or self.card.max_len, self.card.max_len)
         self.slots = slots
@@ -52,7 +54,7 @@ class OrtModel:
         self._sessions = {
             form: session(
                 str((graphs or folder) / self.card.graphs[form.value]),
-                _options(threads, prepared=graphs is not None),
+                _options(threads, spin_us, prepared=graphs is not None),
             )
             for form in (Form if graphs else (Form.ROWS, Form.MIXED))
         }
@@ -171,14 +173,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _options(threads: int, *, prepared: bool) -> ort.SessionOptions:
+def _options(threads: int, spin_us: int, *, prepared: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if prepared:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # A worker that spins between operators takes the core from whoever would give it work: on a machine
-    # that runs the rest of the service too it halves the speed; on a quiet one it gains a tenth at most.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A worker that spins between operators takes the core from whoever would give it work. On two busy cores
+    # ONNX Runtime's default halved the speed of decoding, 30 us cost a fifth, 10 us nothing. A quiet machine
+    # gains by it with small batches, and has to be measured for itself.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
+    if spin_us:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     return options
