@@ -89,7 +89,7 @@ def prepared(folder: Path, root: Path) -> Path | None:
             shutil.rmtree(partial)
             return None
         partial.rename(out)
-    except OSError as error:
+    except Exception as error:  # ONNX Runtime has its own kinds; without preparation the engine still runs
         shutil.rmtree(partial, ignore_errors=True)
         if out.exists():  # another engine was faster
             return out
