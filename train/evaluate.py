@@ -87,6 +87,9 @@ def _rhymes(rng: random.Random, _count: int) -> Iterator[Question]:
 def _essays(rng: random.Random, count: int) -> Iterator[Question]:
     for topic in corpus.ESSAYS:
         yield _ask(f"Tell me about {topic}.", corpus.essay(topic))
+
+
+def _two_essays(rng: random.Random, count: int) -> Iterator[Question]:
     for _ in range(count // 10):
         topics = rng.sample(list(corpus.ESSAYS), 2)
         yield _ask(f"Tell me about {' and '.join(topics)}.", corpus.essay(*topics))
@@ -115,18 +118,20 @@ def _memory(rng: random.Random, count: int) -> Iterator[Question]:
 
 
 def _json(rng: random.Random, count: int) -> Iterator[Question]:
-    """Records of our own choice need the right keys and types; those from a sentence, its values."""
+    """Records of our own choice need the right keys and types; a capital, its values."""
     for topic, fields in corpus.RECORDS.items():
         kinds = {key: {type(value) for value in values} for key, values in fields.items()}
         yield _ask(
             f"Give me {topic} as JSON with the keys {', '.join(fields)}.",
             lambda said, kinds=kinds: _is_record(said, kinds),  # type: ignore[misc]
         )
-    for _ in range(count):
-        yield _ask(*corpus.extract_of(rng))
     for country, capital in corpus.CAPITALS.items():
         record = json.dumps({"country": country, "capital": capital}, ensure_ascii=False)
         yield _ask(f"What is the capital of {the(country)}? Answer in JSON.", record)
+
+
+def _extracts(rng: random.Random, count: int) -> Iterator[Question]:
+    yield from (_ask(*corpus.extract_of(rng)) for _ in range(count))
 
 
 def _is_record(said: str, kinds: dict[str, set[type]]) -> bool:
@@ -150,10 +155,12 @@ def _called(said: str) -> object:
         return None
 
 
-def _calls(cities: list[str]) -> Callable[[random.Random, int], Iterator[Question]]:
+def _calls(cities: list[str], *, plain: bool = False) -> Callable[[random.Random, int], Iterator[Question]]:
     def asked(rng: random.Random, count: int) -> Iterator[Question]:
         for _ in range(count):
             tool, ask, arguments, _city = corpus.weather_of(rng, cities)
+            while plain and tool is not corpus.WEATHER_TOOL:
+                tool, ask, arguments, _city = corpus.weather_of(rng, cities)
             call = {"name": tool["function"]["name"], "arguments": arguments}
             yield Question(
                 [{"role": "user", "content": ask}],
@@ -214,13 +221,16 @@ SKILLS: dict[str, Callable[[random.Random, int], Iterator[Question]]] = {
     "counting, held out": _counting,
     "lists (days, planets, ...)": _lists,
     "rhymes": _rhymes,
-    "essays, one or two topics": _essays,
+    "essays": _essays,
+    "essays on two topics": _two_essays,
     "spelling": _spelling,
     "repeating": _repeating,
     "remembering a name": _memory,
-    "JSON": _json,
-    "weather tool, known cities": _calls([*corpus.CAPITALS.values(), *corpus.CITIES]),
-    "weather tool, unseen cities": _calls(corpus.UNSEEN_CITIES),
+    "JSON on request": _json,
+    "JSON from a sentence": _extracts,
+    "calling `get_weather(city, unit)`": _calls([*corpus.CAPITALS.values(), *corpus.CITIES], plain=True),
+    "calling it by other names": _calls([*corpus.CAPITALS.values(), *corpus.CITIES]),
+    "calling it for unseen cities": _calls(corpus.UNSEEN_CITIES),
     "telling a tool's answer": _results,
     "no tool where none helps": _untouched_tool,
     "scripts and emoji": _scripts,
