@@ -34,12 +34,12 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    model: str = "sim"
+    model: str = "demo"
     max_len: int = 0  # shorten the model's context; 0: as the model has it
 
 
 class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    model: str = "sim"
+    model: str = "demo"
     slots: int = 16
     chunk: int = 64  # prompt tokens that may join one decode step
     max_len: int = 0
@@ -52,7 +52,7 @@ class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Detokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    model: str = "sim"
+    model: str = "demo"
 
 
 class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,7 +60,7 @@ class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     host: str = "127.0.0.1"
     port: int = 8000
-    model: str = "sim"
+    model: str = "demo"
     gateways: int = 1
     engines: int = 1
     tokenizers: int = 1

@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--model", default="sim", help="the model to serve")
     args = parser.parse_args()
     faults = [f for f in FAULTS if not args.only or any(text in f.name for text in args.only)]
-    outcomes = asyncio.run(run(faults, args.trials, args.seed))
+    outcomes = asyncio.run(run(faults, args.trials, args.seed, model=args.model))
     records = [table.record(fault, outcomes[fault.name]) for fault in faults]
     print(table.table(records))
     if args.json:
@@ -33,7 +33,11 @@ def main() -> int:
 
 
 async def run(
-    faults: Iterable[Fault], trials: int, seed: int = 0, env: Mapping[str, str] | None = None
+    faults: Iterable[Fault],
+    trials: int,
+    seed: int = 0,
+    env: Mapping[str, str] | None = None,
+    model: str = "sim",
 ) -> dict[str, Outcome]:
     """Faults that need a service of the same shape share it."""
     outcomes = {fault.name: Outcome() for fault in faults}
@@ -41,7 +45,7 @@ async def run(
     for fault in faults:
         shapes.setdefault(fault.shape, []).append(fault)
     for shape, group in shapes.items():
-        async with opened(shape, env or {}) as site:
+        async with opened(shape, {"MILLRACE_MODEL": model, **(env or {})}) as site:
             for fault in group:
                 if site.missing:
                     outcomes[fault.name].skipped = site.missing
@@ -50,7 +54,8 @@ async def run(
                     began = time.monotonic()
                     chance = random.Random(f"{seed} {fault.name} {number}")
                     outcome = await fault.trial(Scene(site, chance))
-                    await site.settle()
+                    if left := await site.settle():
+                        outcome.failures.append(left)
                     outcomes[fault.name].add(outcome)
                     _tell(fault, number, outcome, time.monotonic() - began)
     return outcomes

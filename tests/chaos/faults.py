@@ -5,7 +5,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.chaos import kinds, leave, poison, queue, restart, slow
+from tests.chaos import kinds, leave, poison, queue, restart, slow, storm
 from tests.chaos.disk import full_disk
 from tests.chaos.site import Shape
 from tests.chaos.trial import Inflict, Outcome, Scene, disturbed
@@ -96,6 +96,12 @@ async def pause_tokenizer(scene: Scene) -> None:
     await scene.pause((await scene.busiest("tokenizer")).pid, PAUSE_S)
 
 
+async def pause_gateway(scene: Scene) -> None:
+    """It owns the streams, so they wait for it; what is late then is not lost."""
+    await scene.pause((await scene.busiest("gateway")).pid, PAUSE_S)
+    scene.excused = PAUSE_S
+
+
 async def pause_nats(scene: Scene) -> None:
     await scene.pause((await scene.busiest("nats")).pid, PAUSE_S)
     scene.excused = PAUSE_S
@@ -140,9 +146,11 @@ FAULTS = [
     Fault("kill detokenizer, the only one", _streams(kill_detokenizer), target="700", excuse="its restart"),
     Fault("kill nats-server", _streams(kill_nats), target="1500", excuse="its restart"),
     Fault("kill all but the gateway", _moved(kill_all), excuse="until an engine is ready, and re-prefill"),
+    Fault("eight kills and pauses in a row", _streams(storm.storm)),
     Fault("pause engine 2.5 s", _moved(pause_engine), excuse="re-prefill", target="1200"),
     Fault("pause engine 0.7-0.95 s", _streams(pause_engine_briefly), target="1200"),
     Fault("pause tokenizer 2.5 s", _streams(pause_tokenizer)),
+    Fault("pause gateway 2.5 s", _streams(pause_gateway), excuse="the pause"),
     Fault("pause nats-server 2.5 s", _streams(pause_nats), target="1500", excuse="the pause"),
     Fault("pause nats-server 6 s", _streams(pause_nats_for_long), target="1500", excuse="the pause"),
     Fault("SIGTERM engine, 1 of 2", _moved(drain_engine), excuse="re-prefill", target="300"),

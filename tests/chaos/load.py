@@ -62,9 +62,16 @@ LATE = [_body(9, 20, 60), _body(10, 150, 100, ignore_eos=True)]
 """These are asked for just after the fault."""
 
 
-async def recorded(url: str) -> list[Wish]:
+REAL = {"ignore_eos": True}
+LONGER = 6
+"""A real model has no pace that could be set: its answers are made long enough to be disturbed."""
+
+
+async def recorded(url: str, model: str) -> list[Wish]:
     """The wishes with their references: as many as BODIES, then the LATE ones."""
-    bodies = [*BODIES, *LATE]
+    bodies = [{**body, "model": model} for body in (*BODIES, *LATE)]
+    if model != "sim":
+        bodies = [{**body, **REAL, "max_tokens": body["max_tokens"] * LONGER} for body in bodies]
     unstopped = [{k: v for k, v in body.items() if k != "stop"} for body in bodies]
     answers = await asyncio.gather(*(ask(url, body) for body in unstopped))
     bodies = [_stopped(body, answer.text) for body, answer in zip(bodies, answers, strict=True)]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from millrace.bus import Bus
+from millrace.subjects import JOBS, Role
 from tests.chaos import mounts
 from tests.chaos.load import Wish, recorded
 from tests.chaos.proxy import Wire
@@ -57,7 +59,7 @@ SABOTAGE = Path(__file__).parent / "sabotage"
 """Each folder in it, put on a service's PYTHONPATH, takes one rule out of its processes."""
 
 _recorded: dict[str, list[Wish]] = {}
-"""By PYTHONPATH. The model is a pure function, so one recording serves for all services of a run."""
+"""By PYTHONPATH. A model is a pure function, so one recording serves for all services of a run."""
 
 
 @dataclass
@@ -75,18 +77,33 @@ class Site:
         """What clients ask for here, with what they get undisturbed."""
         code = self.service.env["PYTHONPATH"]
         if code not in _recorded:
-            _recorded[code] = await recorded(self.service.url)
+            _recorded[code] = await recorded(self.service.url, self.service.env["MILLRACE_MODEL"])
             await self.settle()
         return _recorded[code]
 
-    async def settle(self) -> None:
-        """Everything is there again and nothing is under way."""
+    async def settle(self) -> str:
+        """Wait until everything is there again; what is still held of requests that have all ended."""
         await self.service.settled(self.shape.want)
+        left = ""
         for _ in range(100):
             rows = await self.service.ps()
-            if not any(row.load for row in rows if row.role in ("gateway", "engine")):
+            held = [f"{row.id} {row.load}" for row in rows if row.role in ("gateway", "engine") and row.load]
+            left = f"still held: {', '.join(held)}" if held else await self._stored()
+            if not left:
                 break
             await asyncio.sleep(0.05)
+        return left
+
+    async def _stored(self) -> str:
+        """Jobs that nobody will ask for: each takes a place in the queue for ever."""
+        url = (self.service.folder / "nats" / f"{Role.GATEWAY}.url").read_text().strip()
+        bus = await Bus.connect(url, Role.GATEWAY, "chaos")
+        try:
+            info = await bus._api(f"STREAM.INFO.{JOBS.name}", {})
+        finally:
+            await bus.close()
+        count = info.get("state", {}).get("messages", -1)
+        return f"the queue still has {count} jobs" if count else ""
 
 
 def nats_port(folder: Path) -> int:

@@ -111,9 +111,9 @@ def test_the_models_are_listed(client: OpenAI) -> None:
 
 
 async def test_a_process_joins_with_the_address_alone(service: Service, aclient: AsyncOpenAI) -> None:
-    """An engine started by hand, with nothing but its NATS address, takes work and hands it on."""
+    """An engine started by hand, with the NATS address and the model's name, joins, and leaves in order."""
     url = (service.folder / "nats" / "engine.url").read_text().strip()
-    env = environment({"MILLRACE_NATS": url, "MILLRACE_ID": "engine_by_hand"})
+    env = environment({"MILLRACE_NATS": url, "MILLRACE_ID": "engine_by_hand", "MILLRACE_MODEL": "sim"})
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "millrace.cli", "engine", env=env, cwd=ROOT, stderr=subprocess.DEVNULL
     )

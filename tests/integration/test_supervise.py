@@ -385,7 +385,8 @@ async def test_a_process_may_join_by_hand(start: Start) -> None:
     """A role's address file is all that another engine needs; `ps` lists it while it is there."""
     up = await start()
     url = (up.folder / "nats" / "engine.url").read_text().strip()
-    engine = await launch("engine", "--id", "engine_guest", env={**up.env, "MILLRACE_NATS": url})
+    env = {**up.env, "MILLRACE_NATS": url, "MILLRACE_MODEL": "sim"}
+    engine = await launch("engine", "--id", "engine_guest", env=env)
     await up.says("engine engine_guest joined from outside")
     guest = [row for row in await up.ps() if row["id"] == "engine_guest"]
 

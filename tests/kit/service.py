@@ -54,11 +54,11 @@ class Service:
         temporary = None if folder else tempfile.TemporaryDirectory(prefix="millrace-chaos-")
         folder = folder or Path(temporary.name if temporary else "")
         port = free_port()
-        command = [sys.executable, "-P", "-m", "millrace.cli", "up", "--plain", "--model", "sim"]
+        command = [sys.executable, "-P", "-m", "millrace.cli", "up", "--plain"]
         command += ["--port", str(port), "--state-dir", str(folder)]
         for role, count in counts.items():
             command += [f"--{role}", str(count)]
-        full = environment(env or {})
+        full = environment({"MILLRACE_MODEL": "sim", **(env or {})})
         with (folder / "up.out").open("ab") as out:
             up = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=full, cwd=folder
@@ -86,7 +86,7 @@ class Service:
     async def answers(self, limit: float = 20.0) -> None:
         """Wait until a short request is answered."""
         body = {
-            "model": "sim",
+            "model": self.env["MILLRACE_MODEL"],
             "messages": [{"role": "user", "content": "hi"}],
             "max_tokens": 1,
             "stream": True,
