@@ -95,8 +95,11 @@ class Stream:
     max_age_s: float  # 0: for ever
     why: str
 
-    def config(self, max_msgs: int | None = None, max_bytes: int | None = None) -> dict[str, Any]:
+    def config(
+        self, max_msgs: int | None = None, max_bytes: int | None = None, max_age_s: float | None = None
+    ) -> dict[str, Any]:
         """The stream as JetStream's API takes it."""
+        age_s = max_age_s or self.max_age_s
         return {
             "name": self.name,
             "subjects": [self.subject.wildcard],
@@ -106,11 +109,12 @@ class Stream:
             "max_msgs": max_msgs or self.max_msgs,
             "max_bytes": max_bytes or self.max_bytes,
             "max_msg_size": self.max_msg_size,
-            "max_age": int(self.max_age_s * 1e9),
+            "max_age": int(age_s * 1e9),
             "max_consumers": -1,
             "num_replicas": 1,
             # A publish repeated within this window is stored once: the tokenizer may be asked twice.
-            "duplicate_window": int(120e9),
+            # JetStream refuses a window longer than the age.
+            "duplicate_window": int(min(120.0, age_s or 120.0) * 1e9),
         }
 
 

@@ -56,6 +56,8 @@ ORPHAN_S = 5.0
 ADMIT_S = 1.5
 """A tokenizer takes milliseconds for a prompt, and at most a second waiting for the store."""
 
+LEFTOVER_S = 30.0
+
 PATIENCE_S = 6.0
 """A tokenizer or NATS that died is back well before this; a client that waited so long is told to retry."""
 
@@ -152,7 +154,12 @@ class GatewayActor(Actor):
 
     async def _declare(self) -> None:
         for stream in STREAMS:
-            await self.bus.declare_stream(stream.config(self._given.queue if stream is JOBS else None))
+            config = stream.config()
+            if stream is JOBS:
+                # No job outlives its deadline. One that is stored for longer is a place lost, as after a
+                # full disk, when the server could not write down that it was done.
+                config = stream.config(self._given.queue, max_age_s=self._given.deadline_s + LEFTOVER_S)
+            await self.bus.declare_stream(config)
         for key in self._declared:
             await self.bus.declare_consumer(JOBS.name, consumer(key))
 
