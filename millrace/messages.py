@@ -57,6 +57,7 @@ class Prompt(Message, frozen=True):
     min_tokens: int = 0
     stop_ids: list[int] = []
     ignore_eos: bool = False
+    tenant: str = ""  # whose key it came with; "": there are no keys
 
 
 class Admitted(Message, frozen=True):
@@ -89,6 +90,7 @@ class Job(Message, frozen=True):
     max_tokens: int
     min_tokens: int = 0
     stop_ids: list[int] = []  # end-of-text tokens too, unless the client asked to ignore them
+    tenant: str = ""
 
 
 # 3. engine -> gateway (request), and its three answers

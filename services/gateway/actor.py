@@ -187,6 +187,7 @@ class GatewayActor(Actor):
             min_tokens=ask.min_tokens,
             stop_ids=ask.stop_ids,
             ignore_eos=ask.ignore_eos,
+            tenant=ask.tenant,
         )
         entry = Entry(
             prompt=prompt,

@@ -23,6 +23,7 @@ class Ask:
     keep_special: bool
     deadline_s: float
     traceparent: str
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class TokenizerActor(Actor):
             max_tokens,
             prompt.min_tokens,
             stop_ids,
+            prompt.tenant,
         )
         # Asked twice, stored once: the gateway repeats a prompt whose answer it never got.
         msg_id = f"{prompt.request}:{prompt.attempt}"
