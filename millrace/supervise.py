@@ -53,6 +53,9 @@ STUCK = "critical write error"
 """nats-server's words when its store could not write. It refuses to store from then on, even when the disk
 has room again, until it is started anew: which streams do not notice."""
 
+MEET_S = 2.0
+"""For the gateways to hear of everybody. Where somebody is missing, as with `--engines 0`, none ever will."""
+
 ROOM = 4 << 20
 """Bytes free, from which on a restart is worth it."""
 
@@ -107,6 +110,11 @@ class Supervisor:
             async with control.serve(self._folder, self):
                 await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
                 if starting.done() and not (failure := starting.exception()):
+                    answering = self._spawn(self._answers())
+                    await asyncio.wait(
+                        {stopped, answering}, timeout=MEET_S, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    answering.cancel()
                     self._show()
                     self._view.ready(self.url)
                     log.info("ready: %s", self.url)
@@ -269,6 +277,21 @@ class Supervisor:
         for other in self._seats:
             other.heard = time.monotonic()
         self._now(seat, "ready")
+
+    async def _answers(self) -> None:
+        """Ends when the service says itself that it is ready: a gateway may hear of the others after us."""
+        host, port = self._http.getsockname()[:2]
+        ask = b"GET /readyz HTTP/1.1\r\nhost: millrace\r\nconnection: close\r\n\r\n"
+        while True:
+            with contextlib.suppress(OSError):
+                reader, writer = await asyncio.open_connection(host, port)
+                try:
+                    writer.write(ask)
+                    if b" 200 " in await reader.readline():
+                        return
+                finally:
+                    writer.close()
+            await asyncio.sleep(0.01)
 
     async def _hear_on(self) -> None:
         # Imported only now: the processes that it starts are busy importing too.

@@ -47,7 +47,7 @@ TICK_S = 0.05
 SEEN_S = 2.0
 """Everybody says twice a second that it is there."""
 
-MEET_S = 0.3
+MEET_S = 1.0
 """How long a new gateway waits for the others to say who they are; in a start of all they come later."""
 
 ORPHAN_S = 5.0
