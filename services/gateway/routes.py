@@ -21,6 +21,7 @@ from services.gateway import admit, fault, wire
 from services.gateway.attend import attended, read_body
 from services.gateway.connection import connection_of
 from services.gateway.desk import Answer, Ask, Desk, Model
+from services.gateway.speech import Speech, listen
 from services.gateway.stream import Events, EventStream, Head
 from services.gateway.visit import Visit
 from services.gateway.whole import whole
@@ -57,10 +58,11 @@ def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
             job = await desk.open(ask)
             try:
                 head = _head(shape, job, model, streamed=bool(body.stream))
+                speech = listen(ask, model, job)
                 if body.stream:
-                    await stream.run(job, _events(shape, head, job, body))
+                    await stream.run(job, _events(shape, head, job, body, speech))
                 else:
-                    text = await whole(job, head, shape, token_ids=bool(body.return_token_ids))
+                    text = await whole(job, head, shape, speech, token_ids=bool(body.return_token_ids))
                     await reply(send, 200, text)
             finally:
                 job.cancel()  # whatever ended this, the client's leaving above all
@@ -174,7 +176,7 @@ def _fingerprint(model: Model) -> str:
     return "fp_" + hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
-def _events(shape: Shape, head: Head, job: Answer, body: wire.Body) -> Events:
+def _events(shape: Shape, head: Head, job: Answer, body: wire.Body, speech: Speech) -> Events:
     options = body.stream_options or wire.StreamOptions()
     return Events(
         head,
@@ -183,6 +185,7 @@ def _events(shape: Shape, head: Head, job: Answer, body: wire.Body) -> Events:
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
         token_ids=bool(body.return_token_ids),
+        speech=speech,
     )
 
 

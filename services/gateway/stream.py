@@ -16,6 +16,7 @@ from litestar.types import HTTPResponseBodyEvent, HTTPResponseStartEvent, Send
 from millrace.errors import Failure
 from services.gateway import fault
 from services.gateway.desk import Answer, Piece
+from services.gateway.speech import Arguments, Call, Content, End, Reason, Reasoning, Saying, Speech
 
 DONE = b"data: [DONE]\n\n"
 WAITING = b": waiting\n\n"
@@ -65,6 +66,21 @@ def quoted(text: str) -> bytes:
     )
 
 
+def _delta(part: Saying) -> bytes:
+    match part:
+        case Content(text):
+            return b'{"content":' + quoted(text) + b"}"
+        case Reasoning(text):  # the name that DeepSeek gave it, and the one that vLLM gives it now
+            return b'{"reasoning_content":' + quoted(text) + b',"reasoning":' + quoted(text) + b"}"
+        case Call(index, id, name):
+            return (
+                b'{"tool_calls":[{"index":%d,"id":%b,"type":"function","function":{"name":%b,"arguments":""}}]}'
+                % (index, quoted(id), quoted(name))
+            )
+        case Arguments(index, text):
+            return b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (index, quoted(text))
+
+
 class Events:
     """Turns pieces into bytes; free of I/O."""
 
@@ -77,7 +93,9 @@ class Events:
         include_usage: bool = False,
         continuous_usage: bool = False,
         token_ids: bool = False,
+        speech: Speech | None = None,
     ):
+        """`speech`, of a chat, may tell its text apart."""
         opening = b"data: " + _encode(head)[:-1] + b',"choices":[{"index":0,'
         self._usage_opening = b"data: " + _encode(head)[:-1] + b',"choices":[],"usage":'
         self._prompt_tokens = prompt_tokens
@@ -85,9 +103,11 @@ class Events:
         self._include_usage = include_usage
         self._continuous = include_usage and continuous_usage
         self._token_ids = token_ids
+        self._speech = speech or Speech()
         # OpenAI's chunks say `usage: null` until the last one, but only if that one is wanted.
         self._end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
         going_on = b',"logprobs":null,"finish_reason":null'
+        self._opening, self._going_on = opening + b'"delta":', going_on
         if shape == "chat":
             self._before, self._after = opening + b'"delta":{"content":', b"}" + going_on
             self._role = opening + b'"delta":{"role":"assistant","content":""}' + going_on
@@ -108,18 +128,38 @@ class Events:
         for piece in pieces:
             self._completion_tokens += 1
             text = piece.text
-            if simple:
+            finish: Reason | Literal[""] = piece.finish
+            if not self._speech.plain:
+                finish = self._told(piece, out)
+            elif simple:
                 if text:
                     out += (before, quoted(text), after)
             elif text or self._token_ids:
                 ids = b',"token_ids":[%d]' % piece.token if self._token_ids else b""
                 out += (before, quoted(text), self._after, ids, self._closing())
-            if piece.finish:
-                out.append(self._finish.replace(b"%b", piece.finish.encode()) + self._closing())
+            if finish:
+                out.append(self._finish.replace(b"%b", finish.encode()) + self._closing())
                 if self._include_usage:
                     out += (self._usage_opening, self._usage(), b"}\n\n")
                 out.append(DONE)
         return b"".join(out)
+
+    def _told(self, piece: Piece, out: list[bytes]) -> Reason | Literal[""]:
+        """The chunks of what a piece says: one a part, the first with the token. Returns why it ends."""
+        deltas: list[bytes] = []
+        finish: Reason | Literal[""] = ""
+        for part in self._speech.hear(piece):
+            if isinstance(part, End):
+                finish = part.reason
+            else:
+                deltas.append(_delta(part))
+        ids = b',"token_ids":[%d]' % piece.token if self._token_ids else b""
+        if self._token_ids and not deltas:
+            deltas.append(b'{"content":""}')
+        for delta in deltas:
+            out += (self._opening, delta, self._going_on, ids, self._closing())
+            ids = b""
+        return finish
 
     def _closing(self) -> bytes:
         return b'}],"usage":' + self._usage() + b"}\n\n" if self._continuous else self._end

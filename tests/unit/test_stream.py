@@ -11,7 +11,9 @@ from litestar.types import Message
 
 from millrace.errors import Code, Failure
 from services.gateway.desk import Piece
+from services.gateway.speech import Arguments, Call, Content, Reasoning, Saying, Speech
 from services.gateway.stream import Events, EventStream, Head, quoted
+from services.gateway.whole import whole
 from tests.kit.desk import ScriptedAnswer, said
 
 HEAD = Head(
@@ -87,6 +89,82 @@ def test_token_ids() -> None:
     assert [(100, "a"), (101, ""), (102, "b")] == [
         (chunk["choices"][0]["token_ids"][0], chunk["choices"][0]["delta"]["content"]) for chunk in tokens
     ]
+
+
+class Scripted:
+    """A parser that says what its script has for a word."""
+
+    def __init__(self, script: dict[str, list[Saying]]):
+        self._script = script
+
+    def feed(self, text: str) -> list[Saying]:
+        return self._script[text]
+
+    def finish(self) -> list[Saying]:
+        return [Arguments(0, "}")]
+
+
+SCRIPT: dict[str, list[Saying]] = {
+    "<think>": [],
+    "hm": [Reasoning("h"), Reasoning("m")],
+    "so": [Content("so "), Call(0, "call_1", "look"), Arguments(0, '{"a":'), Arguments(0, '"\u2028"')],
+    "end": [],
+}
+
+
+def test_parts_are_deltas() -> None:
+    """One chunk a part, neighbours of a kind together; a call, then its arguments; the end says why."""
+    events = Events(HEAD, "chat", 7, token_ids=True, speech=Speech(Scripted(SCRIPT)))
+    raw = events.of(said(*SCRIPT))
+    *told, done = chunks(raw)
+    choices = [chunk["choices"][0] for chunk in told]
+
+    assert "[DONE]" == done
+    assert [
+        ({"role": "assistant", "content": ""}, None),
+        ({"content": ""}, [100]),
+        ({"reasoning_content": "hm", "reasoning": "hm"}, [101]),
+        ({"content": "so "}, [102]),
+        (called(id="call_1", type="function", function={"name": "look", "arguments": ""}), None),
+        (called(function={"arguments": '{"a":"\u2028"'}), None),
+        (called(function={"arguments": "}"}), [103]),
+        ({}, None),
+    ] == [(choice["delta"], choice.get("token_ids")) for choice in choices]
+    assert [None] * 7 + ["tool_calls"] == [choice["finish_reason"] for choice in choices]
+    assert all(len(line) == len(line.splitlines()[0]) for line in raw.decode().split("\n") if line)
+
+
+def called(**what: Any) -> dict[str, Any]:
+    return {"tool_calls": [{"index": 0, **what}]}
+
+
+async def test_a_whole_answer_is_what_its_deltas_add_up_to() -> None:
+    """Content, reasoning and calls, from the same parts."""
+    raw = await whole(ScriptedAnswer([said(*SCRIPT)]), HEAD, "chat", Speech(Scripted(SCRIPT)), token_ids=True)
+    answer = json.loads(raw)
+    function = {"name": "look", "arguments": '{"a":"\u2028"}'}
+
+    assert {
+        "role": "assistant",
+        "content": "so ",
+        "refusal": None,
+        "reasoning_content": "hm",
+        "reasoning": "hm",
+        "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+    } == answer["choices"][0]["message"]
+    assert ("tool_calls", [100, 101, 102, 103], 4) == (
+        answer["choices"][0]["finish_reason"],
+        answer["choices"][0]["token_ids"],
+        answer["usage"]["completion_tokens"],
+    )
+
+
+def test_an_answer_cut_off_in_a_call_says_so() -> None:
+    """A call that max_tokens cut is not one to be made: the reason is the length."""
+    pieces = said("so", "end", finish="length")
+    *_, last, _done = chunks(Events(HEAD, "chat", 7, speech=Speech(Scripted(SCRIPT))).of(pieces))
+
+    assert "length" == last["choices"][0]["finish_reason"]
 
 
 pieces = st.lists(st.text(st.characters(codec="utf-8"), max_size=8), min_size=1, max_size=12)
