@@ -1,7 +1,15 @@
-"""Where models live: a name or a folder in, what is known of it without loading it out."""
+"""Where models live: a name or a folder in, what is known of it without loading it out.
+
+find             a shipped model or one of the store by its name, any model by its folder
+inside           a file of a model folder; the only way to one
+read_json        a JSON object of a model folder
+"""
 
 import json
+import os
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +20,9 @@ SHIPPED = (
     Path(__file__).parent.parent / "models",  # a checkout
     Path(sys.prefix) / "share" / "millrace" / "models",  # an installed wheel
 )
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+"""Of a model in the store: as the Hub names its repositories, with or without whose they are."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +43,83 @@ class Model:
     @property
     def text(self) -> Path:
         """The folder of its tokenizer: the simulated model borrows one."""
-        return self.folder.parent / self.config["tokenizer"] if "tokenizer" in self.config else self.folder
+        return self.folder.parent / self.config["tokenizer"] if self.simulated else self.folder
 
     @property
     def max_len(self) -> int:
-        return int(self.config["max_position_embeddings"])
+        try:
+            return int(self.config["max_position_embeddings"])
+        except (KeyError, TypeError, ValueError):
+            path = self.folder / "config.json"
+            raise SettingError(f"{path}: max_position_embeddings, the context's length, is missing") from None
 
 
-def find(name: str) -> Model:
-    """A shipped model by its name, or any model by its folder."""
-    for folder in (*(root / name for root in SHIPPED if "/" not in name), Path(name)):
-        config = folder / "config.json"
-        if config.is_file():
+def store_root(given: str = "", env: Mapping[str, str] = os.environ) -> Path:
+    """Where converted models are kept: as the setting `models` says, or in the user's own data."""
+    if given:
+        return Path(given).expanduser().absolute()
+    data = env.get("XDG_DATA_HOME", "")
+    # The standard says that a relative path here is to be ignored.
+    return (Path(data) if data.startswith("/") else Path.home() / ".local" / "share") / "millrace" / "models"
+
+
+def find(name: str, store: str = "") -> Model:
+    """A shipped model or one of the store by its name, or any model by its folder."""
+    kept = store_root(store)
+    roots = (*SHIPPED, kept) if NAME.fullmatch(name) else ()
+    for folder in (*(root / name for root in roots), Path(name)):
+        if (folder / "config.json").is_file():
+            found = folder.resolve()
             try:
-                return Model(folder.resolve().name, folder.resolve(), json.loads(config.read_text()))
-            except json.JSONDecodeError as error:
-                raise SettingError(f"{config}: {error}") from None
-    raise SettingError(
-        f"no model {name!r}: neither a shipped one ({', '.join(shipped())}) nor a folder with config.json"
-    )
+                return Model(name_of(found, kept), found, read_json(found, "config.json"))
+            except ValueError as error:
+                raise SettingError(str(error)) from None
+    known = ", ".join([*shipped(), *stored(kept)])
+    raise SettingError(f"no model {name!r}: neither one of {known} nor a folder with config.json")
+
+
+def name_of(folder: Path, kept: Path) -> str:
+    """A model of the store has the same name however it is found."""
+    root = kept.resolve()
+    return str(folder.relative_to(root)) if folder.is_relative_to(root) else folder.name
 
 
 def shipped() -> list[str]:
     return sorted({path.parent.name for root in SHIPPED for path in root.glob("*/config.json")})
+
+
+def stored(kept: Path) -> list[str]:
+    paths = [path.parent for at in ("*", "*/*") for path in kept.glob(f"{at}/config.json")]
+    return sorted(name for path in paths if NAME.fullmatch(name := str(path.relative_to(kept))))
+
+
+# -- a model folder's files; their names and contents are data from outside
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of a model folder; the name may not lead out of it, nor may a link."""
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{folder}: unsafe file name {name!r}")
+    root = folder.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":  # the Hub's cache keeps a revision as links to its blobs
+        allowed.append(root.parent.parent / "blobs")
+    path = (root / name).resolve()
+    if not any(path.is_relative_to(each) for each in allowed):
+        raise ValueError(f"{folder / name}: leads out of its folder")
+    return root / name
+
+
+def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:
+    path = inside(folder, name)
+    if optional and not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not found") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value

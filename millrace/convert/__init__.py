@@ -11,8 +11,6 @@ Nothing of it is half made: the folder is written beside its place and renamed a
 """
 
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +19,15 @@ from typing import get_args
 import msgspec
 import numpy as np
 
+from millrace import whole
 from millrace.convert import architecture, calibrate, card
 from millrace.convert.architecture import Architecture
 from millrace.convert.card import Cache, Card, Quant
 from millrace.convert.graph import Graph, Store
 from millrace.convert.network import CANDIDATES, Form, Network, Plan, Scales
-from millrace.convert.safetensors import Weights, inside
+from millrace.convert.safetensors import Weights
 from millrace.convert.text import TEXT
+from millrace.models import inside, read_json
 
 Progress = Callable[[int, int, str], object]  # steps done, of how many, what is done now
 
@@ -66,35 +66,14 @@ def convert(
     weights = Weights(folder)
     if not a.tied and "lm_head.weight" not in weights:
         raise ValueError(f"{folder}: the tensor lm_head.weight is missing, and the heads are not tied")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _write(folder, partial, a, weights, quant, cache, text, progress)
-        for path in partial.iterdir():
-            _sync(path)
-        if out.exists():
-            raise FileExistsError(f"{out} was made meanwhile")
-        partial.rename(out)
-        _sync(out.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with whole.making(out) as made:
+        made.mkdir()
+        _write(folder, made, a, weights, quant, cache, text, progress)
     return out
 
 
 def read_architecture(folder: Path, max_len: int = 0) -> Architecture:
-    path = inside(folder, "config.json")
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} has no config.json") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return architecture.read(config, max_len)
+    return architecture.read(read_json(folder, "config.json"), max_len)
 
 
 def _write(
@@ -168,11 +147,3 @@ def tokens_of(folder: Path, text: str, vocab: int) -> list[int]:
     except Exception as error:  # the library raises plain Exceptions
         raise ValueError(f"{path}: {error}") from None
     return [min(i, vocab - 1) for i in ids[:CALIBRATION_TOKENS]]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,25 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from millrace.models import inside
+
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 MAX_HEADER = 100 << 20  # the format's own limit
-
-
-def inside(folder: Path, name: str) -> Path:
-    """A file that a model folder names; a name is data from outside and may not lead out of the folder."""
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or "\0" in name:
-        raise ValueError(f"{folder}: unsafe file name {name!r}")
-    root = folder.resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":  # the Hub's cache keeps a revision as links to its blobs
-        allowed.append(root.parent.parent / "blobs")
-    path = (root / name).resolve()
-    if not any(path.is_relative_to(each) for each in allowed):
-        raise ValueError(f"{folder}: {name} leads out of the folder")
-    return path
 
 
 class Weights:

@@ -26,6 +26,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from millrace.models import inside
+
 Piece = str | bytes | None  # text; bytes of a character yet to be completed; nothing at all
 
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -33,9 +35,7 @@ BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder, for its decoding side. A bad one is a ValueError that names it."""
-    path = folder / "tokenizer.json"
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{path}: leads out of its folder")
+    path = inside(folder, "tokenizer.json")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions

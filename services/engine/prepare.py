@@ -8,10 +8,10 @@ Packed weights are mapped from their file, so all graphs of a model, and all eng
 one copy of them in memory, and loading them takes a fraction of a second.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from millrace import whole
 from millrace.convert import card, convert
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
-from millrace.convert.safetensors import inside
 from millrace.messages import Sampling
-from millrace.models import Model
+from millrace.models import Model, inside
 from services.engine.scheduler import Chunk, Step
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
@@ -57,13 +57,13 @@ def converted(model: Model, root: Path) -> Path:
                 said = time.monotonic()
                 log.info("converting: %d of %d, %s", done, total, what)
 
-        try:
-            convert(model.folder, out, progress=progress)
-        except (OSError, ValueError):
-            if not out.exists():
-                raise
-            log.info("another engine was faster")
+        with contextlib.suppress(FileExistsError), whole.making(out, _another) as made:
+            convert(model.folder, made, progress=progress)
     return out
+
+
+def _another() -> None:
+    log.info("another engine makes this machine's copy of the model: waiting for it")
 
 
 def prepared(folder: Path, root: Path) -> Path | None:
@@ -78,21 +78,17 @@ def prepared(folder: Path, root: Path) -> Path | None:
     out = root / "prepared" / hashlib.sha256(f"{of.digest} {machine()}".encode()).hexdigest()[:32]
     if out.exists():
         return out
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
-        _prepare(folder, of, partial)
-        if not np.array_equal(
-            _sample(OrtModel(folder, 2, 4)), _sample(OrtModel(folder, 2, 4, graphs=partial))
-        ):
-            log.warning("ONNX Runtime's packed weights do not give the same results: they are not used")
-            shutil.rmtree(partial)
-            return None
-        partial.rename(out)
+        with whole.making(out, _another) as made:
+            made.mkdir()
+            _prepare(folder, of, made)
+            if not np.array_equal(
+                _sample(OrtModel(folder, 2, 4)), _sample(OrtModel(folder, 2, 4, graphs=made))
+            ):
+                raise ValueError("ONNX Runtime's packed weights do not give the same results")
+    except FileExistsError:  # another engine was faster
+        return out
     except Exception as error:  # ONNX Runtime has its own kinds; without preparation the engine still runs
-        shutil.rmtree(partial, ignore_errors=True)
-        if out.exists():  # another engine was faster
-            return out
         log.warning("prepared graphs cannot be kept in %s: %s", out, error)
         return None
     return out
@@ -117,9 +113,6 @@ def _prepare(folder: Path, of: card.Card, out: Path) -> None:
         if form is not Form.MIXED and _begins(packed[Form.MIXED], packed[form]):
             packed[form].unlink()
             packed[form].hardlink_to(packed[Form.MIXED])
-    for path in out.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def _begins(longer: Path, shorter: Path) -> bool:

@@ -30,6 +30,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from millrace.errors import Code, Failure
+from millrace.models import inside, read_json
 from services.tokenizer.chat import ChatTemplate
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -114,9 +115,9 @@ class Encoder:
     @classmethod
     def load(cls, folder: Path) -> "Encoder":
         """From a model folder; a ValueError names the file that is missing, broken or outside of it."""
-        config = _read_json(folder, "tokenizer_config.json")
-        model = _read_json(folder, "config.json", optional=True)
-        generation = _read_json(folder, "generation_config.json", optional=True)
+        config = read_json(folder, "tokenizer_config.json")
+        model = read_json(folder, "config.json", optional=True)
+        generation = read_json(folder, "generation_config.json", optional=True)
         tokenizer = _read_tokenizer(folder)
         try:
             _agree(tokenizer, config)
@@ -268,30 +269,8 @@ def _unmarked(rendered: str, mark: str) -> tuple[str, set[int]]:
     return "".join(parts), set(accumulate(len(part) for part in parts[:-1]))
 
 
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{path}: leads out of its folder")
-    return path
-
-
-def _read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, Any]:
-    path = _inside(folder, name)
-    if optional and not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: not found") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
-
-
 def _read_tokenizer(folder: Path) -> Tokenizer:
-    path = _inside(folder, "tokenizer.json")
+    path = inside(folder, "tokenizer.json")
     try:
         tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except FileNotFoundError:
@@ -355,7 +334,7 @@ def _controls(tokenizer: Tokenizer, special: Mapping[str, Any], eos_ids: frozens
 
 def _templates(folder: Path, config: Mapping[str, Any], special: dict[str, Any]) -> dict[str, ChatTemplate]:
     """The chat templates by name: a file of its own comes before the configuration's."""
-    path = _inside(folder, "chat_template.jinja")
+    path = inside(folder, "chat_template.jinja")
     sources: dict[str, str] = {}
     try:
         if path.exists():

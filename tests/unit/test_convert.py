@@ -114,7 +114,7 @@ def lack(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (unlink("config.json"), "no config.json"),
+        (unlink("config.json"), r"config.json: not found"),
         (unlink("model-00002-of-00002.safetensors"), "model-00002-of-00002.safetensors is missing"),
         (config(architectures=["BertModel"]), "'BertModel' is not one of"),
         (config(architectures=None), "is not one of"),
@@ -131,7 +131,7 @@ def lack(hub: Path) -> None:
         (index("../secret.safetensors"), "unsafe file name"),
         (index("/etc/passwd"), "unsafe file name"),
         (index("model-00009-of-00002.safetensors"), "is missing"),
-        (link, "leads out of the folder"),
+        (link, "leads out of its folder"),
         (cut, "truncated"),
         (header(b"{"), "not a safetensors file"),
         (header(b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]}}'), "negative"),
