@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from millrace import __version__, settings
+from millrace import __version__, model_command, settings
 from millrace.settings import ROLES, SettingError
 
 COMMANDS = {
@@ -21,7 +21,7 @@ COMMANDS = {
     "ps": "list the processes of a running service",
     "scale": "run more or fewer processes of a role",
     "restart": "replace the processes of a running service, without losing a stream",
-    "model": "convert a model to the form that the engine runs",
+    "model": "convert, list, check and remove models",
     "version": "print the version",
 }
 
@@ -42,6 +42,7 @@ HELP = {
     "slow_reader": "bytes a client may leave unread before its stream is closed",
     "slow_reader_s": "seconds a client may leave anything unread",
     "model": "the model to serve",
+    "models": "where models are kept (default: $XDG_DATA_HOME/millrace/models)",
     "max_len": "shorten the model's context to this many tokens (0: as the model has it)",
     "slots": "sequences that run at once",
     "chunk": "prompt tokens that may join one decode step",
@@ -84,7 +85,7 @@ def _run(command: str, args: dict[str, Any]) -> int:
     if command == "up":
         return _up(args)
     if command == "model":
-        return _convert(**args)
+        return model_command.run(args)
     if command in ROLES:
         from millrace import run
         from millrace.subjects import Role
@@ -104,33 +105,6 @@ def _up(args: dict[str, Any]) -> int:
     except place.CannotStart as error:
         print(f"millrace: {error}", file=sys.stderr)
         return 1
-
-
-def _convert(action: str, folder: Path, quant: Any, out: Path | None, cache: Any, text: Path | None) -> int:
-    from millrace.convert import convert
-    from millrace.convert.text import TEXT
-
-    shown = -1
-
-    def progress(done: int, total: int, what: str) -> None:
-        nonlocal shown
-        share = 100 * done // total
-        if sys.stderr.isatty():
-            bar = "#" * (share * 30 // 100)
-            end = "\n" if done == total else ""
-            print(f"\r[{bar:30}] {share:3} % {what:24}", end=end, file=sys.stderr, flush=True)
-        elif share // 10 > shown:
-            shown = share // 10
-            print(f"{share} % {what}", file=sys.stderr, flush=True)
-
-    out = out or Path(f"{folder.resolve().name}-{quant}")
-    try:
-        words = text.read_text() if text else TEXT
-        print(convert(folder, out, quant, progress, cache=cache, text=words))
-    except (ValueError, OSError) as error:
-        print(f"millrace: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _order(command: str, args: dict[str, Any]) -> int:
@@ -195,18 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, struct in ROLES.items():
         if name != "up":
             taken |= _add_flags(group, struct, without=taken)
-    actions = made["model"].add_subparsers(dest="action", required=True, metavar="action")
-    text = "a Hugging Face folder becomes one that the engine runs"
-    convert = actions.add_parser("convert", help=text, description=text, allow_abbrev=False)
-    convert.add_argument("folder", type=Path, help="config.json, safetensors, and the tokenizer's files")
-    convert.add_argument(
-        "--quant", choices=("int8", "int4", "fp32"), default="int8", help="of the weights (default: int8)"
-    )
-    convert.add_argument(
-        "--cache", choices=("int8", "fp32"), default="int8", help="of keys and values (default: int8)"
-    )
-    convert.add_argument("--out", type=Path, help="the new folder (default: <folder>-<quant>, here)")
-    convert.add_argument("--text", type=Path, help="a text file to calibrate with")
+    model_command.add_actions(made["model"])
     made["ps"].add_argument("--json", action="store_true", help="print a JSON list")
     made["scale"].add_argument("size", metavar="role=number", help="like engine=3")
     made["restart"].add_argument("role", nargs="?", help="gateway, tokenizer, engine, detokenizer or nats")

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from millrace import columns
 from millrace.settings import Up
 
 SOCKET = "control.sock"
@@ -176,11 +177,7 @@ def table(rows: list[Row]) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in (head, *cells)) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (head, *cells)
-    )
+    return columns.table(head, cells)
 
 
 # -- the answering side

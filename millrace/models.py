@@ -21,6 +21,8 @@ SHIPPED = (
     Path(sys.prefix) / "share" / "millrace" / "models",  # an installed wheel
 )
 
+CARD = "millrace.json"  # in a folder of the engine's own form
+
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 """Of a model in the store: as the Hub names its repositories, with or without whose they are."""
 
@@ -38,7 +40,7 @@ class Model:
     @property
     def converted(self) -> bool:
         """Whether it is in the engine's own form; else it is as the Hub has it."""
-        return (self.folder / "millrace.json").is_file()
+        return (self.folder / CARD).is_file()
 
     @property
     def text(self) -> Path:

@@ -35,11 +35,13 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "demo"
+    models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
     max_len: int = 0  # shorten the model's context; 0: as the model has it
 
 
 class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "demo"
+    models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
     slots: int = 16
     chunk: int = 64  # prompt tokens that may join one decode step
     max_len: int = 0
@@ -53,6 +55,7 @@ class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Detokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "demo"
+    models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
 
 
 class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,6 +64,7 @@ class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: int = 8000
     model: str = "demo"
+    models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
     gateways: int = 1
     engines: int = 1
     tokenizers: int = 1

@@ -251,7 +251,7 @@ class Supervisor:
         id = f"{role}_{secrets.token_hex(3)}"
         env = {**self._env, "MILLRACE_NATS": self._broker.url(role), "MILLRACE_ID": id}
         if "model" in settings.ROLES[role].__struct_fields__:
-            env["MILLRACE_MODEL"] = self._given.model
+            env |= {"MILLRACE_MODEL": self._given.model, "MILLRACE_MODELS": self._given.models}
         fds: tuple[int, ...] = ()
         if role is Role.GATEWAY:
             fds = (self._http.fileno(),)
@@ -461,7 +461,7 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         if getattr(given, f"{role}s") < 0:
             raise settings.SettingError(f"{role}s: a number of processes is not negative")
         _checked(role, passed)
-    models.find(given.model)
+    models.find(given.model, given.models)
     try:
         binary()
     except FileNotFoundError as error:

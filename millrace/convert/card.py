@@ -5,7 +5,9 @@ from typing import Literal
 
 import msgspec
 
-NAME = "millrace.json"
+from millrace import models
+
+NAME = models.CARD
 VERSION = 1
 
 Quant = Literal["int8", "int4", "fp32"]

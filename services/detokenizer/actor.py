@@ -22,7 +22,7 @@ LINGER_S = 2.0
 
 
 async def build(bus: Bus, given: settings.Detokenizer, id: str) -> "DetokenizerActor":
-    folder = models.find(given.model)
+    folder = models.find(given.model, given.models)
     return DetokenizerActor(bus, id, folder.name, folder.text)
 
 

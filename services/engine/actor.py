@@ -26,7 +26,7 @@ log = logging.getLogger("millrace.engine")
 
 
 async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
-    folder = models.find(given.model)
+    folder = models.find(given.model, given.models)
     if folder.simulated:
         model: Model = simulated(folder, given)
     else:

@@ -22,7 +22,7 @@ CREDIT = 32
 
 
 async def build(bus: Bus, given: settings.Tokenizer, id: str) -> "TokenizerActor":
-    folder = models.find(given.model)
+    folder = models.find(given.model, given.models)
     max_len = min(folder.max_len, given.max_len or folder.max_len)
     return TokenizerActor(bus, id, folder.name, Encoder.load(folder.text), max_len)
 

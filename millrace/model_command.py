@@ -1,0 +1,176 @@
+"""`millrace model ...`: what is done with models, and what is said of it."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from millrace import models, settings, store, whole
+from millrace.columns import size, table
+
+STORE_HELP = "where models are kept (default: $XDG_DATA_HOME/millrace/models)"
+
+
+def add_actions(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+
+    def action(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.add_argument("--models", metavar="DIR", help=STORE_HELP)
+        made.set_defaults(run=run)
+        return made
+
+    ls = action("ls", _ls, "list the models that `millrace up --model` takes by name")
+    show = action("show", _show, "say what is known of a model, without loading it")
+    verify = action("verify", _verify, "check every file of a model against its digest")
+    rm = action("rm", _rm, "remove a model from the store")
+    convert = action("convert", _convert, "a Hugging Face folder becomes one that the engine runs")
+    for each in (show, verify, rm):
+        each.add_argument("name", help="as `millrace model ls` has it, or a folder")
+    for each in (ls, show, verify):
+        each.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
+    rm.add_argument("--yes", action="store_true", help="do not ask")
+    convert.add_argument("folder", type=Path, help="config.json, safetensors, and the tokenizer's files")
+    _conversion(convert)
+    convert.add_argument("--out", type=Path, help="a new folder for it (default: the store)")
+
+
+def _conversion(parser: argparse.ArgumentParser) -> None:
+    """How a conversion is done, and what its result is called."""
+    parser.add_argument(
+        "--quant", choices=("int8", "int4", "fp32"), default="int8", help="of the weights (default: int8)"
+    )
+    parser.add_argument(
+        "--cache", choices=("int8", "fp32"), default="int8", help="of keys and values (default: int8)"
+    )
+    parser.add_argument("--text", type=Path, help="a text file to calibrate with")
+    parser.add_argument("--name", help="its name in the store")
+
+
+def run(args: dict[str, Any]) -> int:
+    """Run an action; the exit status."""
+    action: Callable[..., int] = args.pop("run")
+    del args["action"]
+    root = models.store_root(settings.load(settings.Up, {"models": args.pop("models")}).models)
+    if root.is_dir():
+        whole.sweep(root)
+    try:
+        return action(root, **args)
+    except settings.SettingError:
+        raise
+    except (ValueError, OSError) as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        return 1
+
+
+# -- the actions
+
+
+def _ls(root: Path, as_json: bool) -> int:
+    found = store.entries(root)
+    if as_json:
+        _print_json(found)
+        return 0
+    rows = [
+        (each.name, each.kind, each.form, size(each.bytes), str(each.context or ""), each.made[:10])
+        for each in found
+    ]
+    print(table(("NAME", "KIND", "FORM", "SIZE", "CONTEXT", "MADE"), rows))
+    return 0
+
+
+def _show(root: Path, name: str, as_json: bool) -> int:
+    found = store.entry(name, root)
+    known = store.manifest(Path(found.folder))
+    if as_json:
+        _print_json({**msgspec.to_builtins(found), "files": known.files if known else {}})
+        return 0
+    facts = {**msgspec.to_builtins(found), "bytes": f"{found.bytes} ({size(found.bytes)})"}
+    width = max(map(len, facts))
+    print("\n".join(f"{key:{width}}  {value}" for key, value in facts.items() if value))
+    if known:
+        rows = [(path, size(file.size), file.sha256) for path, file in known.files.items()]
+        print(f"\n{table(('FILE', 'SIZE', 'SHA-256'), rows)}")
+    return 0
+
+
+def _verify(root: Path, name: str, as_json: bool) -> int:
+    model = models.find(name, str(root))
+    wrong = store.verify(model.folder, progress_bar())
+    if as_json:
+        _print_json({"name": model.name, "folder": str(model.folder), "wrong": wrong})
+    elif wrong:
+        print("\n".join(f"{model.name}: {line}" for line in wrong))
+    else:
+        print(f"{model.name}: every file is as it was made")
+    return 1 if wrong else 0
+
+
+def _rm(root: Path, name: str, yes: bool) -> int:
+    if name in models.stored(root) and not yes:
+        if not sys.stdin.isatty():
+            raise ValueError(f"{name} is not removed without --yes where nobody can be asked")
+        entry = store.entry(name, root)
+        if input(f"remove {name} ({size(entry.bytes)})? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return 1
+    store.remove(root, name)
+    print(f"{name} is removed")
+    return 0
+
+
+def _convert(root: Path, folder: Path, out: Path | None, name: str | None, **how: Any) -> int:
+    if out and name:
+        raise ValueError("--name is for the store, and --out is not in it: give one of them")
+    if out:
+        convert_into(folder, out, **how)
+        print(out)
+    else:
+        keep(root, name or f"{folder.resolve().name}-{how['quant']}", str(folder.resolve()), folder, how)
+    return 0
+
+
+def keep(root: Path, name: str, source: str, folder: Path, how: dict[str, Any]) -> None:
+    """Convert into the store."""
+    with store.adding(root, name, source) as made:
+        convert_into(folder, made, **how)
+    print(f"{name} is in the store; serve it with: millrace up --model {name}")
+
+
+def convert_into(folder: Path, out: Path, quant: Any, cache: Any, text: Path | None) -> None:
+    from millrace.convert import convert
+    from millrace.convert.text import TEXT
+
+    convert(folder, out, quant, progress_bar(), cache=cache, text=text.read_text() if text else TEXT)
+
+
+# -- how it is shown
+
+
+def progress_bar() -> Callable[[int, int, str], None]:
+    """A bar on a terminal, a line for every tenth elsewhere."""
+    shown = -1
+    drawn = 0.0
+
+    def progress(done: int, total: int, what: str) -> None:
+        nonlocal shown, drawn
+        share = 100 * done // max(total, 1)
+        if sys.stderr.isatty():
+            if time.monotonic() - drawn > 0.05 or done >= total:
+                drawn = time.monotonic()
+                bar = f"\r[{'#' * (share * 30 // 100):30}] {share:3} % {what:24.24}"
+                print(bar, end="\n" if done >= total else "", file=sys.stderr, flush=True)
+        elif share // 10 > shown:
+            shown = share // 10
+            print(f"{share} % {what}", file=sys.stderr, flush=True)
+
+    return progress
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(msgspec.to_builtins(value), indent=2))
