@@ -13,6 +13,9 @@ import msgspec
 from millrace import models, settings, store, whole
 from millrace.columns import size, table
 
+CONVERTED = {"int8": 0.8, "int4": 0.6, "fp32": 2.2}
+"""Bytes of a conversion, at most, for each byte of 16-bit weights; its tables of words are always 16 bits."""
+
 STORE_HELP = "where models are kept (default: $XDG_DATA_HOME/millrace/models)"
 
 
@@ -35,6 +38,9 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     for each in (ls, show, verify):
         each.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
     rm.add_argument("--yes", action="store_true", help="do not ask")
+    pull = action("pull", _pull, "get a model from the Hugging Face Hub, and convert it")
+    pull.add_argument("repo", help="org/repo, or org/repo@revision")
+    _conversion(pull)
     convert.add_argument("folder", type=Path, help="config.json, safetensors, and the tokenizer's files")
     _conversion(convert)
     convert.add_argument("--out", type=Path, help="a new folder for it (default: the store)")
@@ -132,6 +138,18 @@ def _convert(root: Path, folder: Path, out: Path | None, name: str | None, **how
         print(out)
     else:
         keep(root, name or f"{folder.resolve().name}-{how['quant']}", str(folder.resolve()), folder, how)
+    return 0
+
+
+def _pull(root: Path, repo: str, name: str | None, **how: Any) -> int:
+    from millrace import hub
+
+    wanted = hub.Repo(repo)
+    name = name or wanted.id
+    store.check_free(root, name)
+    pulled = wanted.pull(CONVERTED[how["quant"]], root)
+    keep(root, name, f"hub:{wanted.id}@{pulled.commit}", pulled.folder, how)
+    print(f"what was downloaded stays in the Hub's cache: {pulled.folder}")
     return 0
 
 
