@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 
 from millrace.messages import Chat, Ids, Sampling, Text
+from services.gateway.body import depth, refused
 from services.gateway.desk import Ask
-from services.gateway.wire import MAX_DEPTH, Body, ChatBody, TextBody, Turn, depth, refused
+from services.gateway.wire import MAX_DEPTH, Body, ChatBody, TextBody, Turn
 
 DEFAULT_COMPLETION = 16
 """What `/v1/completions` gives without `max_tokens`, as OpenAI has it."""
@@ -18,7 +19,7 @@ def chat(body: ChatBody, *, deadline_s: float, traceparent: str) -> Ask:
     if limit is not None and older is not None and limit != older:
         raise refused("max_tokens", "'max_tokens' and 'max_completion_tokens' differ: send only one of them.")
     kwargs = body.chat_template_kwargs or {}
-    if not depth(kwargs):
+    if not depth(kwargs, MAX_DEPTH):
         raise refused("chat_template_kwargs", f"'chat_template_kwargs' is nested deeper than {MAX_DEPTH}.")
     asked = Chat(
         messages=msgspec.json.encode([_plain(turn, index) for index, turn in enumerate(body.messages)]),

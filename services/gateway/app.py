@@ -52,7 +52,7 @@ def build(desk: Desk, settings: Gateway) -> Litestar:
 
 
 def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Whatever a request ends with before its answer has begun, in OpenAI's form."""
+    """Whatever a request ends with before its answer has begun, in the form of its surface."""
     failure = _failure(error)
     if failure.code is Code.INTERNAL and not isinstance(error, Failure):
         log.error("a request failed", exc_info=error)
@@ -60,7 +60,7 @@ def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     if isinstance(error, MethodNotAllowedException) and error.headers and "allow" in error.headers:
         headers["allow"] = error.headers["allow"]
     return Response(
-        fault.body(failure),
+        fault.body(failure, request.url.path),
         media_type=MediaType.JSON,
         status_code=failure.meaning.status,
         headers=headers,

@@ -1,6 +1,7 @@
-"""A `Failure` as OpenAI clients read it."""
+"""A `Failure` as a client reads it: each surface has its own form."""
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -10,17 +11,45 @@ DRAINING = "This gateway is shutting down: send the request again."
 DEFECT = "The server failed to process the request."
 
 
-def body(failure: Failure) -> bytes:
-    return msgspec.json.encode(
-        {
-            "error": {
-                "message": failure.message,
-                "type": failure.meaning.type,
-                "param": failure.param,
-                "code": failure.code.value,
-            }
+def body(failure: Failure, path: str = "") -> bytes:
+    """In the form of the surface that this path belongs to, OpenAI's where it is nobody's."""
+    if path.startswith("/v1/messages"):
+        return msgspec.json.encode(anthropic(failure))
+    if path == "/" or path.startswith("/api/"):
+        return msgspec.json.encode(ollama(failure))
+    return msgspec.json.encode(openai(failure))
+
+
+def openai(failure: Failure) -> dict[str, Any]:
+    return {
+        "error": {
+            "message": failure.message,
+            "type": failure.meaning.type,
+            "param": failure.param,
+            "code": failure.code.value,
         }
-    )
+    }
+
+
+ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic(failure: Failure) -> dict[str, Any]:
+    status = failure.meaning.status
+    kind = ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": failure.message}}
+
+
+def ollama(failure: Failure) -> dict[str, Any]:
+    return {"error": failure.message}
 
 
 def headers(failure: Failure) -> list[tuple[bytes, bytes]]:

@@ -24,7 +24,9 @@ WAITING = b": waiting\n\n"
 KEEP_ALIVE_S = 5.0
 """Proxies and clients give up on a silent connection, the strictest known ones after ten seconds."""
 
-HEADERS = [
+Headers = list[tuple[bytes, bytes]]
+
+HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect the chunks otherwise
@@ -81,8 +83,26 @@ def _delta(part: Saying) -> bytes:
             return b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (index, quoted(text))
 
 
+class Telling(Protocol):
+    """How a surface tells an answer while it comes; free of I/O."""
+
+    headers: Headers
+
+    def of(self, pieces: Iterable[Piece]) -> bytes: ...
+
+    def waiting(self) -> bytes:
+        """Something harmless, that keeps the connection from being taken for dead."""
+        ...
+
+    def failed(self, failure: Failure) -> bytes:
+        """The end of an answer that had begun, never to be taken for a good one."""
+        ...
+
+
 class Events:
-    """Turns pieces into bytes; free of I/O."""
+    """OpenAI's chunks."""
+
+    headers = HEADERS
 
     def __init__(
         self,
@@ -161,6 +181,13 @@ class Events:
             ids = b""
         return finish
 
+    def waiting(self) -> bytes:
+        return WAITING
+
+    def failed(self, failure: Failure) -> bytes:
+        """An error event and never [DONE]."""
+        return b"data: " + fault.body(failure) + b"\n\n"
+
     def _closing(self) -> bytes:
         return b'}],"usage":' + self._usage() + b"}\n\n" if self._continuous else self._end
 
@@ -178,7 +205,7 @@ class Direct(Protocol):
 
 
 class EventStream:
-    """Sends an answer's events as they come, and a comment whenever nothing came for a while.
+    """Sends an answer's events as they come, and a sign of life whenever nothing came for a while.
 
     Headers wait for the first of these, so that an answer that fails before it begins is an error with
     its own status. If the client does not read, `send` blocks and the pieces wait where they are.
@@ -186,13 +213,15 @@ class EventStream:
 
     def __init__(self, send: Send, direct: Direct | None = None, *, keep_alive_s: float = KEEP_ALIVE_S):
         self.started = False
+        self._telling: Telling
         self._send = send
         self._direct = direct
         self._keep_alive_s = keep_alive_s
         self._sending = False
         self._sent_at = time.monotonic()
 
-    async def run(self, answer: Answer, events: Events) -> None:
+    async def run(self, answer: Answer, events: Telling) -> None:
+        self._telling = events
         waiting = asyncio.ensure_future(self._keep_alive())
         answer.eager = functools.partial(self._eager, events)
         try:
@@ -210,7 +239,7 @@ class EventStream:
         # In one write with the end of the body: the SDK waits for no more than 100 ms after [DONE].
         await self._write(body, more=False)
 
-    def _eager(self, events: Events, pieces: list[Piece]) -> bool:
+    def _eager(self, events: Telling, pieces: list[Piece]) -> bool:
         """Pieces from the middle of an answer go straight to a client that keeps up."""
         direct = self._direct
         if direct is None or not self.started or self._sending or pieces[-1].finish or not direct.clear:
@@ -221,14 +250,18 @@ class EventStream:
         return True
 
     async def fail(self, failure: Failure) -> None:
-        """The end of a stream that had begun: an error event and never [DONE]."""
-        await self._write(b"data: " + fault.body(failure) + b"\n\n", more=False)
+        """The end of a stream that had begun."""
+        await self._write(self._telling.failed(failure), more=False)
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
         self._sending = True
         if not self.started:
             self.started = True
-            start: HTTPResponseStartEvent = {"type": "http.response.start", "status": 200, "headers": HEADERS}
+            start: HTTPResponseStartEvent = {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": self._telling.headers,
+            }
             await self._send(start)
         event: HTTPResponseBodyEvent = {"type": "http.response.body", "body": body, "more_body": more}
         await self._send(event)
@@ -243,4 +276,4 @@ class EventStream:
             elif self._sending:  # the client is not reading what it has
                 await asyncio.sleep(self._keep_alive_s)
             else:
-                await self._write(WAITING)
+                await self._write(self._telling.waiting())

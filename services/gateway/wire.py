@@ -4,14 +4,12 @@ Nothing asked for is dropped in silence: an unknown parameter, a value out of ra
 not supported yet are each refused with the parameter's name.
 """
 
-import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-import msgspec
 from msgspec import Meta, Raw, Struct
 
-from millrace.errors import Code, Failure
+from services.gateway.body import decode, refused
 
 MAX_MESSAGES = 2048
 """A conversation longer than this does not fit the context of any model we serve."""
@@ -187,20 +185,9 @@ NOT_YET: dict[str, Callable[[Any], bool]] = {
 
 B = TypeVar("B", ChatBody, TextBody)
 
-_decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (ChatBody, TextBody)
-}
-
 
 def read(kind: type[B], raw: bytes) -> B:
-    try:
-        body: B = _decoders[kind].decode(raw)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
-    except msgspec.DecodeError as error:
-        raise _malformed(str(error), raw) from None
-    except (RecursionError, UnicodeDecodeError):
-        raise refused(None, "The body's JSON is nested too deeply or is not UTF-8.") from None
+    body = decode(kind, raw)
     for name in kind.__struct_fields__:
         allowed = NOT_YET.get(name)
         if allowed is not None and not allowed(getattr(body, name)):
@@ -208,55 +195,3 @@ def read(kind: type[B], raw: bytes) -> B:
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "'stream_options' is only allowed when 'stream' is true.")
     return body
-
-
-def refused(param: str | None, message: str) -> Failure:
-    return Failure(Code.INVALID_REQUEST, message, param=param)
-
-
-_WHERE = re.compile(r" - at `\$\.?([^`]*)`$")
-_FIELD = re.compile(r"^Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
-
-
-def _invalid(said: str) -> Failure:
-    """The same, with the parameter's name: msgspec has it in the text, as a JSON path."""
-    where = _WHERE.search(said)
-    path = where[1] if where else ""
-    what = _WHERE.sub("", said)
-    if field := _FIELD.match(what):
-        name = field[2][:100]
-        param = f"{path}.{name}" if path else name
-        verb = "Unknown" if field[1] == "contains unknown" else "Missing"
-        return refused(param, f"{verb} parameter: '{param}'.")
-    return refused(path or None, f"Invalid '{path}': {what}." if path else f"Invalid body: {what}.")
-
-
-_AT = re.compile(r"\(byte (\d+)\)")
-_NO_NUMBER = re.compile(rb'"([^"\\]{1,100})"\s*:\s*[\s\[]*-?$')
-
-
-def _malformed(said: str, raw: bytes) -> Failure:
-    """NaN and Infinity are not JSON, but many encoders write them: say which parameter had it."""
-    if at := _AT.search(said):
-        byte = int(at[1])
-        if raw[byte : byte + 1] in {b"N", b"I"} and (
-            key := _NO_NUMBER.search(raw[max(0, byte - 200) : byte])
-        ):
-            name = key[1].decode("utf-8", "replace")
-            return refused(name, f"Invalid '{name}': not a finite number.")
-    return refused(None, f"The body is not valid JSON: {said}.")
-
-
-def depth(value: Any, limit: int = MAX_DEPTH) -> bool:
-    """Whether the value is nested no deeper than the limit."""
-    level = [value]
-    for _ in range(limit + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (dict, list))
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return True
-    return False

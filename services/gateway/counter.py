@@ -1,0 +1,162 @@
+"""Where requests are taken and answers handed out: what every public surface shares.
+
+A surface says how a body becomes an `Order`, and the order how its answer is told. Reading within the
+limits, noticing that the client has gone, failing in the right way before the answer began and in the
+middle of it, and letting go of the job are here, once.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from litestar import route
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPResponseStartEvent, Receive, Scope, Send
+
+from millrace.errors import Code, Failure
+from millrace.settings import Gateway
+from services.gateway import fault
+from services.gateway.attend import attended, read_body
+from services.gateway.connection import connection_of
+from services.gateway.desk import Answer, Ask, Desk, Model
+from services.gateway.speech import Speech, listen
+from services.gateway.stream import EventStream, Telling
+from services.gateway.visit import Visit
+
+log = logging.getLogger("millrace.gateway")
+
+JSON = (b"content-type", b"application/json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One answer wanted, and how it is told."""
+
+    ask: Ask
+    model: Model
+    streamed: bool
+    events: Callable[[Answer, Speech], Telling]
+    whole: Callable[[Answer, Speech], Awaitable[bytes]]
+
+
+class Counter:
+    def __init__(self, desk: Desk, settings: Gateway):
+        self.desk = desk
+        self._settings = settings
+
+    def known(self, name: str) -> Model:
+        models = self.desk.models()
+        for model in models:
+            if model.name == name:
+                return model
+        if not models:
+            raise Failure(Code.UNAVAILABLE, "No model is being served yet.")
+        raise Failure(Code.MODEL_NOT_FOUND, f"The model '{name[:200]}' does not exist.", param="model")
+
+    def terms(self, scope: Scope) -> dict[str, Any]:
+        """What an `Ask` has from the request around its body."""
+        return {"deadline_s": self._settings.deadline_s, "traceparent": Visit.of(scope).traceparent}
+
+    def generating(self, take: Callable[[bytes, Scope], Order]) -> ASGIApp:
+        """Answers with what the model generates."""
+
+        async def generate(scope: Scope, receive: Receive, send: Send) -> None:
+            connection = connection_of(scope)
+            stream = EventStream(send, connection)
+
+            async def answer() -> None:
+                order = take(await self._body(scope, receive), scope)
+                await attended(receive, serve(order))
+
+            async def serve(order: Order) -> None:
+                job = await self.desk.open(order.ask)
+                try:
+                    speech = listen(order.ask, order.model, job)
+                    if order.streamed:
+                        await stream.run(job, order.events(job, speech))
+                    else:
+                        await reply(send, 200, await order.whole(job, speech))
+                finally:
+                    job.cancel()  # whatever ended this, the client's leaving above all
+
+            failure = await _outcome(answer())
+            if failure is None:
+                return
+            if not stream.started:
+                raise failure
+            if connection:
+                connection.hang_up()
+            await stream.fail(failure)
+
+        return generate
+
+    def telling(self, find: Callable[[bytes, Scope], Awaitable[Any]]) -> ASGIApp:
+        """Answers with what is found for a body."""
+
+        async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+            async def answer() -> None:
+                raw = await self._body(scope, receive)
+
+                async def found() -> None:
+                    await reply(send, 200, msgspec.json.encode(await find(raw, scope)))
+
+                await attended(receive, found())
+
+            if failure := await _outcome(answer()):
+                raise failure
+
+        return tell
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        if self.desk.draining:
+            raise Failure(Code.DRAINING, fault.DRAINING)
+        return await read_body(scope["headers"], receive, self._settings.max_body)
+
+
+def at(method: Literal["GET", "POST", "DELETE"], path: str, app: ASGIApp) -> HTTPRouteHandler:
+    """The route of an application."""
+
+    @route(path, http_method=[method])
+    async def mounted() -> ASGIApp:
+        return app
+
+    return mounted
+
+
+async def _outcome(work: Coroutine[Any, Any, None]) -> Failure | None:
+    """Runs it, and says how it failed, if it did."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        # Only a gateway whose grace is over cancels the task of a request.
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+        return Failure(Code.DRAINING, fault.DRAINING)
+    except Failure as failure:
+        return failure
+    except Exception as error:
+        log.exception("a request failed")
+        return fault.of(error)
+    return None
+
+
+async def reply(send: Send, status: int, body: bytes) -> None:
+    start: HTTPResponseStartEvent = {
+        "type": "http.response.start",
+        "status": status,
+        "headers": [JSON, (b"content-length", b"%d" % len(body))],
+    }
+    await send(start)
+    event: HTTPResponseBodyEvent = {"type": "http.response.body", "body": body, "more_body": False}
+    await send(event)
+
+
+def told(content: Any) -> ASGIApp:
+    async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, 200, msgspec.json.encode(content))
+
+    return tell

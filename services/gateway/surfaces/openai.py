@@ -1,0 +1,104 @@
+"""`/v1/chat/completions`, `/v1/completions` and `/v1/models`, as OpenAI and vLLM have them.
+
+What their bodies say is in `wire.py` and `admit.py`, how their answers look in `stream.py` and `whole.py`.
+"""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from litestar import get
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
+from litestar.types import ASGIApp, Scope
+
+from millrace import __version__
+from services.gateway import admit, wire
+from services.gateway.counter import Counter, Order, at, told
+from services.gateway.desk import Answer, Ask, Model
+from services.gateway.speech import Speech
+from services.gateway.stream import Events, Head
+from services.gateway.whole import whole
+
+Shape = Literal["chat", "text"]
+
+
+def routes(counter: Counter) -> list[HTTPRouteHandler]:
+    def chat(raw: bytes, scope: Scope) -> Order:
+        body = wire.read(wire.ChatBody, raw)
+        model = counter.known(body.model)
+        return _order("chat", admit.chat(body, **counter.terms(scope)), body, model)
+
+    def completion(raw: bytes, scope: Scope) -> Order:
+        body = wire.read(wire.TextBody, raw)
+        model = counter.known(body.model)
+        return _order("text", admit.completion(body, **counter.terms(scope)), body, model)
+
+    @get("/v1/models")
+    async def models() -> ASGIApp:
+        return told({"object": "list", "data": [_card(model) for model in counter.desk.models()]})
+
+    @get("/v1/models/{name:path}")  # a path, because names such as org/model have a slash
+    async def model(name: FromPath[Path]) -> ASGIApp:
+        return told(_card(counter.known(name.as_posix().removeprefix("/"))))
+
+    return [
+        at("POST", "/v1/chat/completions", counter.generating(chat)),
+        at("POST", "/v1/completions", counter.generating(completion)),
+        models,
+        model,
+    ]
+
+
+def _order(shape: Shape, ask: Ask, body: wire.Body, model: Model) -> Order:
+    options = body.stream_options or wire.StreamOptions()
+    token_ids = bool(body.return_token_ids)
+
+    def events(job: Answer, speech: Speech) -> Events:
+        return Events(
+            _head(shape, job, model, streamed=True),
+            shape,
+            job.prompt_tokens,
+            include_usage=bool(options.include_usage),
+            continuous_usage=bool(options.continuous_usage_stats),
+            token_ids=token_ids,
+            speech=speech,
+        )
+
+    async def all_of(job: Answer, speech: Speech) -> bytes:
+        head = _head(shape, job, model, streamed=False)
+        return await whole(job, head, shape, speech, token_ids=token_ids)
+
+    return Order(ask=ask, model=model, streamed=bool(body.stream), events=events, whole=all_of)
+
+
+def _card(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.since,
+        "owned_by": "millrace",
+        "max_model_len": model.max_len,
+    }
+
+
+def _head(shape: Shape, job: Answer, model: Model, *, streamed: bool) -> Head:
+    random = job.request.rpartition("-")[2]  # without the gateway's name
+    if shape == "chat":
+        name, kind = f"chatcmpl-{random}", "chat.completion.chunk" if streamed else "chat.completion"
+    else:
+        name, kind = f"cmpl-{random}", "text_completion"
+    return Head(
+        id=name,
+        object=kind,
+        created=int(time.time()),
+        model=model.name,
+        system_fingerprint=_fingerprint(model),
+    )
+
+
+def _fingerprint(model: Model) -> str:
+    """The same on every gateway, as long as the same model is served by the same version."""
+    said = f"{model.name}\n{model.max_len}\n{__version__}"
+    return "fp_" + hashlib.sha256(said.encode()).hexdigest()[:12]
