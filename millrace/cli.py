@@ -46,6 +46,7 @@ HELP = {
     "max_len": "shorten the model's context to this many tokens (0: as the model has it)",
     "slots": "sequences that run at once",
     "chunk": "prompt tokens that may join one decode step",
+    "prefix_cache_mb": "MiB for the keys and values of prompts and answers that may come again (0: none)",
     "sim_step_ms": "simulated model: milliseconds of a step",
     "sim_row_ms": "simulated model: milliseconds of a step for each decoding sequence",
     "sim_token_ms": "simulated model: milliseconds of a step for each prompt token",

@@ -150,6 +150,7 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
     index: int
     tokens: list[int]
     finish: Finish = ""
+    cached: int = 0  # with the first: tokens of the prompt that did not have to be computed
 
 
 class Frame(Message, frozen=True):
@@ -178,6 +179,7 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     tokens: list[int]
     pieces: list[str]
     finish: Finish = ""
+    cached: int = 0
 
 
 class Delta(Message, frozen=True):

@@ -45,6 +45,7 @@ class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     slots: int = 16
     chunk: int = 64  # prompt tokens that may join one decode step
     max_len: int = 0
+    prefix_cache_mb: int = 512
     # The simulated model's costs. A step takes step + row x decoding rows + token x prompt tokens.
     sim_step_ms: float = 4.0
     sim_row_ms: float = 0.25

@@ -45,6 +45,7 @@ class Transcript:
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish: m.Finish = ""
+    cached: int = 0
 
     def add(self, token: int, finish: m.Finish) -> None:
         """After a stop string or the end, nothing counts."""
@@ -60,7 +61,10 @@ class Transcript:
         self.finish = "stop" if self.matcher.stopped is not None else finish
 
     def said(self, request: str, start: int) -> m.Said:
-        return m.Said(request, self.epoch, start, self.tokens[start:], self.pieces[start:], self.finish)
+        cached = 0 if start else self.cached
+        return m.Said(
+            request, self.epoch, start, self.tokens[start:], self.pieces[start:], self.finish, cached
+        )
 
 
 class Scribe:
@@ -107,6 +111,8 @@ class Scribe:
 
     @staticmethod
     def _hear(transcript: Transcript, run: m.Run) -> None:
+        if not transcript.tokens:
+            transcript.cached = run.cached
         last = len(run.tokens) - 1
         for i in range(len(transcript.tokens) - run.index, len(run.tokens)):
             transcript.add(run.tokens[i], run.finish if i == last else "")

@@ -14,6 +14,7 @@ from millrace.subjects import ENGINE, GATEWAY, Role, model_key
 from millrace.telemetry import Context
 from services.engine import sim
 from services.engine.loop import Model, StepLoop
+from services.engine.prefix import Prefixes
 from services.engine.roster import Ask, Effect, Roster
 from services.engine.scheduler import Chunk, Output, Scheduler, Step
 from services.engine.sequence import Sequence
@@ -43,14 +44,29 @@ def real(folder: models.Model, given: settings.Engine) -> Model:
     except ValueError as error:
         raise settings.SettingError(f"model: {error}") from None
     graphs = prepare.prepared(ready, root)
-    return session.OrtModel(ready, given.slots, given.chunk, max_len=given.max_len, graphs=graphs)
+    model = session.OrtModel(
+        ready,
+        given.slots,
+        given.chunk,
+        max_len=given.max_len,
+        graphs=graphs,
+        prefix_bytes=given.prefix_cache_mb << 20,
+    )
+    if not model.exact:
+        log.warning("%s keeps keys and values in fp32: prefixes are not shared", folder.name)
+    return model
 
 
 def simulated(folder: models.Model, given: settings.Engine) -> sim.SimModel:
     words = sim.Vocabulary.load(folder.text)
     costs = sim.Costs(given.sim_step_ms / 1e3, given.sim_row_ms / 1e3, given.sim_token_ms / 1e3)
     return sim.SimModel(
-        given.slots, words, costs=costs, eos_chance=given.sim_eos, poison_seed=given.sim_poison_seed
+        given.slots,
+        words,
+        costs=costs,
+        eos_chance=given.sim_eos,
+        poison_seed=given.sim_poison_seed,
+        places=(given.prefix_cache_mb << 20) // sim.BLOCK_BYTES,
     )
 
 
@@ -63,8 +79,9 @@ class EngineActor(Actor):
         self._slots = given.slots
         self._model = model
         loop = asyncio.get_running_loop()
+        self._prefixes = Prefixes(model.places)
         self._steps = StepLoop(
-            Scheduler(given.slots, given.chunk),
+            Scheduler(given.slots, given.chunk, self._prefixes),
             model,
             deliver=lambda outputs: loop.call_soon_threadsafe(self._stepped, outputs),
             failed=lambda error: loop.call_soon_threadsafe(self.fail, error),
@@ -80,7 +97,7 @@ class EngineActor(Actor):
         self.spawn(self._tick())
 
     def here(self, state: str, pid: int) -> Here:
-        counts = {**self.bus.counts, **self._roster.counts}
+        counts = {**self.bus.counts, **self._roster.counts, **self._prefixes.counts}
         return Here(self.role, self.id, pid, state, self._roster.load, self._slots, self._name, counts=counts)
 
     async def drain(self) -> None:

@@ -11,6 +11,8 @@ from services.engine.sequence import Sequence
 
 
 class Model(Protocol):
+    places: int  # for blocks of prefixes; none, where keys and values cannot be shared
+
     def run(self, step: Step) -> Candidates:
         """Compute the step; the candidates of `step.samples`, row for row."""
         ...

@@ -61,6 +61,7 @@ class Hold:
     epoch: int = 0
     ids: list[int] = field(default_factory=list)  # of the answer: committed when granted, and generated since
     finish: m.Finish = ""
+    cached: int = 0  # tokens of the prompt that did not have to be computed
     detokenizer: str = ""
     deadline: float = 0.0
     alone: bool = False
@@ -123,6 +124,7 @@ class Roster:
                 job.max_tokens,
                 job.min_tokens,
                 frozenset(job.stop_ids),
+                tenant=job.tenant,
             )
         )
         hold.on_board = True
@@ -204,12 +206,12 @@ class Roster:
                 continue  # let go while the step ran
             assert out.index == len(hold.ids), f"{out.request}: token {out.index} after {len(hold.ids)}"
             hold.ids.append(out.token)
+            hold.cached = out.cached
             if out.finish:
                 hold.phase, hold.at, hold.finish = Phase.FINISHED, now, out.finish
                 hold.on_board = hold.alone = False
             if hold.detokenizer:
-                run = m.Run(out.request, out.epoch, out.index, [out.token], out.finish)
-                frames.setdefault(hold.detokenizer, []).append(run)
+                frames.setdefault(hold.detokenizer, []).append(self._run(out.request, hold, out.index))
         return [Send(DETOKENIZER, to, m.Frame(self.id, runs)) for to, runs in frames.items()]
 
     def resend(self, resend: m.Resend) -> list[Effect]:
@@ -219,12 +221,15 @@ class Roster:
             if hold is None or hold.epoch != gap.epoch:
                 continue
             hold.detokenizer = gap.detokenizer
-            tokens = hold.ids[gap.start :]
-            if tokens and gap.detokenizer:
-                run = m.Run(gap.request, gap.epoch, gap.start, tokens, hold.finish)
-                frames.setdefault(gap.detokenizer, []).append(run)
+            if gap.start < len(hold.ids) and gap.detokenizer:
+                frames.setdefault(gap.detokenizer, []).append(self._run(gap.request, hold, gap.start))
         self.counts["resent"] += len(frames)
         return [Send(DETOKENIZER, to, m.Frame(self.id, runs)) for to, runs in frames.items()]
+
+    @staticmethod
+    def _run(request: str, hold: Hold, start: int) -> m.Run:
+        cached = 0 if start else hold.cached
+        return m.Run(request, hold.epoch, start, hold.ids[start:], hold.finish, cached)
 
     # -- the owner asks, and lets go
 

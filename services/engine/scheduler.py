@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from millrace.messages import Finish
+from services.engine.prefix import BLOCK, Prefixes
 from services.engine.sequence import Sequence, State
 
 
@@ -35,10 +36,28 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """Consecutive blocks of a slot, from this token on, and their places in the pool."""
+
+    slot: int
+    start: int
+    places: list[int]
+
+
+class Keep(Copy):
+    """From the slot to the pool."""
+
+
+class Load(Copy):
+    """From the pool to the slot."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     rows: list[Sequence]  # one token each; they hold the first slots, in any order
     chunk: Chunk | None
     swaps: tuple[Swap, ...] = ()  # to be done first
+    copies: tuple[Keep | Load, ...] = ()  # to be done in this order, and before the swaps
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -57,16 +76,19 @@ class Output:
     index: int
     token: int
     finish: Finish
+    cached: int = 0  # tokens of the prompt that did not have to be computed
 
 
 class Scheduler:
-    def __init__(self, slots: int, chunk: int):
+    def __init__(self, slots: int, chunk: int, prefixes: Prefixes | None = None):
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
         self._free = set(range(slots))
         self._slots = slots
         self._chunk = chunk
+        self._prefixes = prefixes
+        self._copies: list[Keep | Load] = []  # for the next step, whenever that is
 
     # -- in and out
 
@@ -90,6 +112,7 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         del self._by_request[sequence.request]
         if sequence.state is State.RUNNING:
+            self._keep(sequence)
             self.running.remove(sequence)
             self._free.add(sequence.slot)
         else:
@@ -106,15 +129,38 @@ class Scheduler:
             sequence.slot, sequence.state = min(self._free), State.RUNNING
             self._free.remove(sequence.slot)
             self.running.append(sequence)
-        # A one-token prompt is a row like any other, once it may answer.
-        rows = [s for s in self.running if s.granted and s.computable == 1]
+        # One prompt a step, the oldest. When its turn comes, what others have computed of it by then is
+        # taken from them: of several with the same beginning the first computes it, in the others' stead.
         chunk = None
         for sequence in self.running:
-            wanted = sequence.computable
-            if wanted > 1 or (wanted == 1 and not sequence.granted):
-                chunk = Chunk(sequence, sequence.computed, min(wanted, self._chunk))
+            if sequence.prefilling:
+                self._load(sequence)
+            if sequence.prefilling:
+                chunk = Chunk(sequence, sequence.computed, min(sequence.computable, self._chunk))
                 break
-        return Step(rows, chunk, tuple(self._gather(rows))) if rows or chunk else None
+        # A one-token prompt is a row like any other, once it may answer.
+        rows = [s for s in self.running if s.granted and s.computable == 1]
+        if not (rows or chunk):
+            return None
+        copies, self._copies = tuple(self._copies), []
+        return Step(rows, chunk, tuple(self._gather(rows)), copies)
+
+    def _load(self, sequence: Sequence) -> None:
+        if self._prefixes is None:
+            return
+        places = self._prefixes.find(sequence.tenant, sequence.tokens)
+        known = len(places) * BLOCK
+        if known > sequence.computed:
+            first = sequence.computed // BLOCK
+            self._copies.append(Load(sequence.slot, first * BLOCK, places[first:]))
+            sequence.cached += max(0, min(known, sequence.prompt_len) - sequence.computed)
+            sequence.computed = known
+
+    def _keep(self, sequence: Sequence) -> None:
+        if self._prefixes is not None:
+            start, places = self._prefixes.keep(sequence.tenant, sequence.tokens, sequence.computed)
+            if places:
+                self._copies.append(Keep(sequence.slot, start, places))
 
     def _gather(self, rows: list[Sequence]) -> Iterator[Swap]:
         """Bring the rows into the first slots: a model computes a batch over consecutive ones.
@@ -141,11 +187,12 @@ class Scheduler:
             row.computed += 1
         if step.chunk:
             step.chunk.sequence.computed += step.chunk.count
+            self._keep(step.chunk.sequence)
         outputs = []
         for sequence, token in zip(samples, tokens, strict=True):
             index = sequence.answered
             finish = sequence.append(token)
-            outputs.append(Output(sequence.request, sequence.epoch, index, token, finish))
+            outputs.append(Output(sequence.request, sequence.epoch, index, token, finish, sequence.cached))
             if finish:
                 self._end(sequence)
         return outputs

@@ -24,7 +24,9 @@ class Sequence:
     epoch: int = 0  # 0: the owner has not granted it yet; it may prefill its prompt but not answer
     slot: int = -1
     computed: int = 0  # tokens whose keys and values are in the slot
+    cached: int = 0  # tokens of the prompt that did not have to be computed
     state: State = State.WAITING
+    tenant: str = ""
 
     @property
     def granted(self) -> bool:
@@ -38,6 +40,11 @@ class Sequence:
     def computable(self) -> int:
         """Tokens a step may take now. The last one is withheld until the answer may begin."""
         return len(self.tokens) - self.computed - (0 if self.granted else 1)
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether its next tokens are a chunk's: a lone token is, too, unless it can answer."""
+        return self.computable > (1 if self.granted else 0)
 
     def append(self, token: int) -> Finish:
         self.tokens.append(token)

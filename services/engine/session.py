@@ -8,6 +8,7 @@ Prepared graphs (prepare.py) share their weights. Where they cannot be prepared,
 packed copy, so there are two only, and a chunk without rows gets a row of no consequence in a spare slot.
 """
 
+import math
 import mmap
 import os
 from collections import OrderedDict
@@ -21,8 +22,9 @@ import numpy.typing as npt
 from millrace.convert import card
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
+from services.engine.prefix import BLOCK
 from services.engine.sample import Candidates
-from services.engine.scheduler import Chunk, Step, Swap
+from services.engine.scheduler import Chunk, Keep, Load, Step, Swap
 from services.engine.sequence import Sequence
 
 BINDINGS = 256
@@ -42,10 +44,15 @@ class OrtModel:
         threads: int = 0,
         graphs: Path | None = None,
         spin_us: int = 0,
+        prefix_bytes: int = 0,
     ):
         """`graphs`: where the same graphs lie prepared for this machine. `spin_us`: how long a worker looks
-        for more work before it sleeps."""
+        for more work before it sleeps. `prefix_bytes`: for the keys and values of prefixes."""
         self.card = card.load(folder)
+        # With fp32 keys and values, those of a decoded token are not those of a prefilled one: an answer
+        # would depend on what was asked before.
+        self.exact = self.card.cache == "int8"
+        self.places = prefix_bytes // (BLOCK * self.card.token_bytes) if self.exact else 0
         self.max_len = min(max_len or self.card.max_len, self.card.max_len)
         self.slots = slots
         # With more threads than heads, ONNX Runtime splits a lone row's attention and sums it in another
@@ -58,7 +65,7 @@ class OrtModel:
             )
             for form in (Form if graphs else (Form.ROWS, Form.MIXED))
         }
-        self._cache = Cache(self.card, slots + 1, self.max_len)
+        self._cache = Cache(self.card, slots + 1, self.max_len, self.places)
         self._bindings: OrderedDict[tuple[Form, int, int, int, int, int], Any] = OrderedDict()
         self._tokens = np.zeros(slots + 1 + chunk, np.int64)
         self._split = np.zeros(2, np.int64)
@@ -71,6 +78,8 @@ class OrtModel:
         self._ids = np.zeros((slots + 1, self.card.candidates), np.int64)
 
     def run(self, step: Step) -> Candidates:
+        for copy in step.copies:
+            self._cache.copy(copy)
         for swap in step.swaps:
             self._cache.swap(swap)
         chunk = step.chunk
@@ -146,19 +155,28 @@ class OrtModel:
 
 
 class Cache:
-    """Keys and values of all slots: [layers, 2, slots, kv_heads, max_len, head_dim] in one allocation.
+    """Keys and values of all slots: [layers, 2, slots, kv_heads, max_len, head_dim] in one allocation; and of
+    prefixes, block for block: [places, layers, 2, kv_heads, BLOCK, head_dim].
 
     Pages are taken when they are first written, so a long context costs nothing until it is used.
     """
 
-    def __init__(self, of: card.Card, slots: int, max_len: int):
+    def __init__(self, of: card.Card, slots: int, max_len: int, places: int = 0):
         kind = np.int8 if of.cache == "int8" else np.float32
-        shape = (of.layers, 2, slots, of.kv_heads, max_len, of.head_dim)
-        self.bytes = int(np.prod(shape)) * np.dtype(kind).itemsize
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        self._memory = mmap.mmap(-1, self.bytes, flags=flags)
-        self._all: Array = np.frombuffer(self._memory, kind).reshape(shape)
+        self._all = _mapped(kind, of.layers, 2, slots, of.kv_heads, max_len, of.head_dim)
+        self._pool = _mapped(kind, places, of.layers, 2, of.kv_heads, BLOCK, of.head_dim)
+        self.bytes = self._all.nbytes
         self.layers = [(layer[0], layer[1]) for layer in self._all]
+
+    def copy(self, copy: Keep | Load) -> None:
+        slot = self._all[:, :, copy.slot]
+        for i, place in enumerate(copy.places):
+            start = copy.start + i * BLOCK
+            block, kept = slot[:, :, :, start : start + BLOCK], self._pool[place]
+            if isinstance(copy, Keep):
+                kept[:] = block
+            else:
+                block[:] = kept
 
     def swap(self, swap: Swap) -> None:
         ahead, behind = swap.first_tokens, swap.second_tokens
@@ -167,6 +185,13 @@ class Cache:
             kept = second[:, :, :behind].copy()
             second[:, :, :ahead] = first[:, :, :ahead]
             first[:, :, :behind] = kept
+
+
+def _mapped(kind: type[np.generic], *shape: int) -> Array:
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, max(size, 1), flags=flags)
+    return np.frombuffer(memory, kind, math.prod(shape)).reshape(shape)
 
 
 def cores() -> int:

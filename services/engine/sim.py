@@ -1,6 +1,6 @@
 """A model without weights: the next token is a function of *all* tokens so far, and steps take time.
 
-Each slot holds a running hash where a real model holds keys and values. Feed it one wrong token, in
+Each slot holds running hashes where a real model holds keys and values. Feed it one wrong token, in
 one wrong place, and everything after differs: that is what makes it a good witness.
 """
 
@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from services.engine.prefix import BLOCK
 from services.engine.sample import Candidates, mix
-from services.engine.scheduler import Step
+from services.engine.scheduler import Keep, Load, Step
 
 MASK = (1 << 64) - 1
 CANDIDATES = 32
+BLOCK_BYTES = BLOCK << 10
+"""What a block of prefixes counts for: a small model's keys and values are some KiB a token."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,14 @@ class SimModel:
         eos_chance: float = 0.004,
         poison_seed: int = -1,
         kind: int = 0,
+        places: int = 0,
     ):
-        """Models of another `kind` differ now and then, as another processor's arithmetic would."""
+        """Models of another `kind` differ now and then, as another processor's arithmetic would; `places` are
+        for the blocks of prefixes."""
         self._kind = kind
-        self._hash = [0] * slots
-        self._fed = [0] * slots
+        self.places = places
+        self._slots = [[0] for _ in range(slots)]  # the hash before the first token, and after each
+        self._pool: dict[int, list[int]] = {}  # the same of a block
         self._words = np.array(vocabulary.words, dtype=np.int64)
         self._eos = vocabulary.eos
         self._eos_mark = int(eos_chance * MASK)
@@ -74,27 +80,42 @@ class SimModel:
             time.sleep(self._costs.of(step))
         if self._poison_seed >= 0 and any(s.sampling.seed == self._poison_seed for s in step.sequences):
             os.abort()
+        for copy in step.copies:
+            self._copy(copy)
         for swap in step.swaps:
-            for held in (self._hash, self._fed):
-                held[swap.first], held[swap.second] = held[swap.second], held[swap.first]
+            held = self._slots
+            held[swap.first], held[swap.second] = held[swap.second], held[swap.first]
         assert {row.slot for row in step.rows} == set(range(len(step.rows))), "rows hold the first slots"
         for row in step.rows:
             self._feed(row.slot, row.computed, row.tokens[row.computed : row.computed + 1])
         if step.chunk:
             sequence, start = step.chunk.sequence, step.chunk.start
             self._feed(sequence.slot, start, sequence.tokens[start : start + step.chunk.count])
-        return self._candidates([self._hash[s.slot] for s in step.samples])
+        return self._candidates([self._slots[s.slot][-1] for s in step.samples])
 
     def _feed(self, slot: int, start: int, tokens: list[int]) -> None:
-        if start == 0:
-            self._hash[slot] = self._fed[slot] = 0
-        assert self._fed[slot] == start, f"slot {slot} holds {self._fed[slot]} tokens, not {start}"
-        state = self._hash[slot]
+        states = self._upto(slot, start)
         for token in tokens:
-            state = ((state ^ token) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & MASK
-            state ^= state >> 29
-        self._hash[slot] = state
-        self._fed[slot] += len(tokens)
+            state = ((states[-1] ^ token) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & MASK
+            states.append(state ^ state >> 29)
+
+    def _copy(self, copy: Keep | Load) -> None:
+        for i, place in enumerate(copy.places):
+            start = copy.start + i * BLOCK
+            if isinstance(copy, Keep):
+                self._pool[place] = self._slots[copy.slot][start : start + BLOCK + 1]
+                assert len(self._pool[place]) == BLOCK + 1, f"slot {copy.slot} has no block at {start}"
+            else:
+                states = self._upto(copy.slot, start)
+                assert states[-1] == self._pool[place][0], f"another sequence's block at {start}"
+                states += self._pool[place][1:]
+
+    def _upto(self, slot: int, count: int) -> list[int]:
+        """What a slot holds of its first tokens; what comes after them is forgotten."""
+        states = self._slots[slot]
+        assert len(states) > count, f"slot {slot} holds {len(states) - 1} tokens, not {count}"
+        del states[count + 1 :]
+        return states
 
     def _candidates(self, states: list[int]) -> Candidates:
         """A geometric slope over hashed words, so that sampling has something to choose from."""

@@ -80,6 +80,10 @@ class Live:
         self._news = asyncio.Event()
         entry.on_news = self._tell
 
+    @property
+    def cached_tokens(self) -> int:
+        return self._entry.cached_tokens
+
     async def pieces(self) -> list[Piece]:
         entry = self._entry
         while not entry.pieces:

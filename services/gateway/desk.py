@@ -43,6 +43,11 @@ class Answer(Protocol):
     eager: Callable[[list[Piece]], bool] | None
     """Offered new pieces the moment they are there. Those it takes (True) do not come from `pieces`."""
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that did not have to be computed; known with the first piece."""
+        ...
+
     async def pieces(self) -> list[Piece]:
         """All that is there, at least one; waits for it. Not called again after a piece with a finish.
 

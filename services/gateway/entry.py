@@ -33,6 +33,7 @@ class Entry:
     # the job
     seq: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     checked_at: float = 0.0
     # who has it; no engine: it is queued
     epoch: int = 0

@@ -263,6 +263,8 @@ class Ledger:
 
     def _commit(self, entry: Entry, said: m.Said, skip: int, now: float) -> list[Effect]:
         tokens, texts = said.tokens, said.pieces
+        if not entry.committed:
+            entry.cached_tokens = said.cached
         last = len(tokens) - 1
         for i in range(skip, last):
             entry.pieces.append(Piece(tokens[i], texts[i], ""))

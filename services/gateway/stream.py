@@ -43,14 +43,19 @@ class Head(msgspec.Struct, kw_only=True):
     system_fingerprint: str
 
 
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int
+
+
 class Usage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
 
 
-def usage(prompt: int, completion: int) -> Usage:
-    return Usage(prompt, completion, prompt + completion)
+def usage(prompt: int, completion: int, cached: int) -> Usage:
+    return Usage(prompt, completion, prompt + completion, PromptDetails(cached))
 
 
 _encode = msgspec.json.encode
@@ -119,6 +124,7 @@ class Events:
         opening = b"data: " + _encode(head)[:-1] + b',"choices":[{"index":0,'
         self._usage_opening = b"data: " + _encode(head)[:-1] + b',"choices":[],"usage":'
         self._prompt_tokens = prompt_tokens
+        self.cached_tokens = 0  # to be set before the first pieces
         self._completion_tokens = 0
         self._include_usage = include_usage
         self._continuous = include_usage and continuous_usage
@@ -192,7 +198,7 @@ class Events:
         return b'}],"usage":' + self._usage() + b"}\n\n" if self._continuous else self._end
 
     def _usage(self) -> bytes:
-        return _encode(usage(self._prompt_tokens, self._completion_tokens))
+        return _encode(usage(self._prompt_tokens, self._completion_tokens, self.cached_tokens))
 
 
 class Direct(Protocol):
@@ -227,6 +233,7 @@ class EventStream:
         try:
             while True:
                 pieces = await answer.pieces()
+                events.cached_tokens = answer.cached_tokens
                 body = events.of(pieces)
                 if pieces[-1].finish:
                     break

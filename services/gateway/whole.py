@@ -36,7 +36,7 @@ async def whole(
         {
             **msgspec.structs.asdict(head),
             "choices": [choice],
-            "usage": usage(answer.prompt_tokens, len(tokens)),
+            "usage": usage(answer.prompt_tokens, len(tokens), answer.cached_tokens),
         }
     )
 

@@ -57,6 +57,30 @@ def test_whole_and_streamed_answers_are_the_same(client: OpenAI) -> None:
     assert whole.usage == chunks[-1].usage
 
 
+def test_usage_tells_what_did_not_have_to_be_computed(client: OpenAI) -> None:
+    """An engine that has the prompt says the same as one that has not; each has it after the first time."""
+    wanted: Any = {
+        "model": "sim",
+        "prompt": "And the mill went round and round, as mills had always done in that country.",
+        "max_tokens": 20,
+        "seed": 4,
+    }
+    texts, cached = [], []
+    for _ in range(3):
+        whole = client.completions.create(**wanted)
+        *chunks, last = client.completions.create(
+            **wanted, stream=True, stream_options={"include_usage": True}
+        )
+        texts += [whole.choices[0].text, "".join(chunk.choices[0].text for chunk in chunks)]
+        for usage in (whole.usage, last.usage):
+            assert usage is not None and usage.prompt_tokens_details is not None
+            cached.append(usage.prompt_tokens_details.cached_tokens)
+
+    assert texts == [texts[0]] * 6
+    assert 0 == cached[0] and {0, 16} == set(cached)
+    assert cached.count(0) <= 2, "there are two engines"
+
+
 async def test_many_at_once_are_each_as_alone(aclient: AsyncOpenAI) -> None:
     """A seed gives the same answer alone and among others."""
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-_OWN = re.compile(rb'"(id|created)":(?:"[^"]*"|\d+),')
-"""What differs between two answers to the same request: the rest of their bytes must not."""
+_OWN = re.compile(rb'"(id|created)":(?:"[^"]*"|\d+),|,"prompt_tokens_details":{"cached_tokens":\d+}')
+"""What differs between two answers to the same request, whom it was asked and what had been asked before: the
+rest of their bytes must not."""
 
 
 @dataclass
@@ -57,7 +58,10 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
-        return next((chunk["usage"] for chunk in reversed(self.chunks) if chunk.get("usage")), {})
+        """Without what depends on what had been asked before."""
+        said = next((dict(chunk["usage"]) for chunk in reversed(self.chunks) if chunk.get("usage")), {})
+        said.pop("prompt_tokens_details", None)
+        return said
 
     @property
     def error(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class ScriptedAnswer:
     def __init__(self, script: list[Step], prompt_tokens: int = 7):
         self.request = f"gw1-{secrets.token_hex(16)}"
         self.prompt_tokens = prompt_tokens
+        self.cached_tokens = 0
         self.eager: Callable[[list[Piece]], bool] | None = None
         self.cancelled = asyncio.Event()
         self.taken = 0  # steps

@@ -20,6 +20,7 @@ from services.detokenizer import scribe
 from services.detokenizer.scribe import Scribe
 from services.engine import roster
 from services.engine.loop import StepLoop
+from services.engine.prefix import Prefixes
 from services.engine.roster import Roster
 from services.engine.sample import choose
 from services.engine.scheduler import Chunk, Output, Scheduler, Step
@@ -31,6 +32,7 @@ from services.gateway.entry import Entry
 from services.gateway.ledger import Ledger
 
 SLOTS, CHUNK, STEP_S = 4, 8, 0.01
+PLACES = 12  # for blocks of prefixes: too few for all
 VOCABULARY = Vocabulary(words=list(range(8, 250)), eos=2)
 POISON = 666
 EOS = 0.004
@@ -252,6 +254,8 @@ class World:
     def _wish(self, index: int) -> Wish:
         r = self.random
         ids = [r.randrange(8, 250) for _ in range(r.randint(1, 40))]
+        if index % 2:
+            ids = [*range(50, 70 + index), *ids]  # a beginning that others have too
         poison = r.random() < 0.04
         sampling = m.Sampling(
             POISON if poison else r.getrandbits(60),
@@ -392,9 +396,11 @@ class World:
 
     def _boot_engine(self) -> None:
         node = self._node(f"eng{len(self.nodes)}")
-        scheduler = Scheduler(SLOTS, CHUNK)
+        scheduler = Scheduler(SLOTS, CHUNK, Prefixes(PLACES))
         kind = len(self.nodes) % self.kinds
-        model = PoisonedModel(SLOTS, VOCABULARY, costs=Costs(0, 0, 0), eos_chance=EOS, kind=kind)
+        model = PoisonedModel(
+            SLOTS, VOCABULARY, costs=Costs(0, 0, 0), eos_chance=EOS, kind=kind, places=PLACES
+        )
         engine = Roster(node.id, SLOTS, scheduler, self.now)
 
         def deliver(outputs: list[Output]) -> None:

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from millrace.messages import Sampling
-from services.engine.scheduler import Chunk, Scheduler
+from services.engine.prefix import BLOCK, Prefixes
+from services.engine.scheduler import Chunk, Keep, Scheduler, Step
 from services.engine.sequence import Sequence
 
 
@@ -63,26 +64,141 @@ def test_a_granted_sequence_goes_on_after_what_was_committed() -> None:
     assert ("a", 4, 2, 52, "") == (output.request, output.epoch, output.index, output.token, output.finish)
 
 
+class Memory:
+    """What a model's slots and pool would hold, token for token: a block with all that came before it."""
+
+    def __init__(self, slots: int):
+        self.slots: list[list[int]] = [[] for _ in range(slots)]
+        self.pool: dict[int, list[int]] = {}
+
+    def run(self, step: Step) -> None:
+        for copy in step.copies:
+            for i, place in enumerate(copy.places):
+                end = copy.start + (i + 1) * BLOCK
+                if isinstance(copy, Keep):
+                    self.pool[place] = self.slots[copy.slot][:end]
+                else:
+                    assert self.slots[copy.slot][: end - BLOCK] == self.pool[place][:-BLOCK]
+                    self.slots[copy.slot] = list(self.pool[place])
+        for swap in step.swaps:
+            held = self.slots
+            held[swap.first], held[swap.second] = (
+                held[swap.second][: swap.second_tokens],
+                held[swap.first][: swap.first_tokens],
+            )
+        for sequence in step.sequences:
+            count = step.chunk.count if step.chunk and step.chunk.sequence is sequence else 1
+            start = sequence.computed
+            held = self.slots
+            held[sequence.slot] = held[sequence.slot][:start] + sequence.tokens[start : start + count]
+
+
+def drained(scheduler: Scheduler, memory: Memory) -> int:
+    """Run until nothing is left to do: how many tokens had to be computed."""
+    computed = 0
+    while step := scheduler.schedule():
+        memory.run(step)
+        computed += len(step.rows) + (step.chunk.count if step.chunk else 0)
+        scheduler.postprocess(step, [7] * len(step.samples))
+    return computed
+
+
+def of(tokens: list[int], name: str, *, tenant: str = "", max_tokens: int = 1, epoch: int = 1) -> Sequence:
+    return Sequence(name, len(tokens), list(tokens), Sampling(1), max_tokens, epoch=epoch, tenant=tenant)
+
+
+def test_the_next_turn_computes_what_is_new() -> None:
+    """A prompt that repeats an earlier one and its answer is computed from the last whole block on."""
+    scheduler, memory = Scheduler(2, 32, Prefixes(64)), Memory(2)
+    scheduler.add(of(list(range(100, 150)), "first", max_tokens=20))
+    cold = drained(scheduler, memory)
+    turn = of([*range(100, 150), *[7] * 20, 1, 2, 3], "second")
+    scheduler.add(turn)
+    warm = drained(scheduler, memory)
+
+    assert (69, 73 - 64, 64) == (cold, warm, turn.cached)
+
+
+def test_of_siblings_the_first_computes_the_prompt() -> None:
+    """Several at once with the same long prompt: it is computed once, and nobody waits for a turn in vain."""
+    scheduler, memory = Scheduler(8, 32, Prefixes(64)), Memory(8)
+    siblings = [of([*range(100, 196), i], f"{i}") for i in range(8)]
+    for each in siblings:
+        scheduler.add(each)
+
+    assert 97 + 7 == drained(scheduler, memory)
+    assert [0] + [96] * 7 == [each.cached for each in siblings]
+
+
+def test_one_token_is_always_computed() -> None:
+    """A prompt that is known to its last token still needs logits to answer from."""
+    scheduler, memory = Scheduler(2, 64, Prefixes(64)), Memory(2)
+    for name in ("first", "second"):
+        scheduler.add(last := of(list(range(32)), name))
+        computed = drained(scheduler, memory)
+
+    assert (16, 16) == (computed, last.cached)
+
+
+def test_a_resumed_sequence_takes_what_is_known_of_its_answer() -> None:
+    """The committed tokens are no different from a prompt's; what is reported is of the prompt alone."""
+    scheduler, memory = Scheduler(2, 64, Prefixes(64)), Memory(2)
+    scheduler.add(of(list(range(20)), "first", max_tokens=40))
+    drained(scheduler, memory)
+    again = of(list(range(20)), "again", max_tokens=60, epoch=0)
+    scheduler.add(again)
+    before = drained(scheduler, memory)
+    scheduler.grant("again", 2, [7] * 35)
+    after = drained(scheduler, memory)
+
+    assert (3, 55 - 48 + 60 - 35 - 1) == (before, after)
+    assert 17 == again.cached  # a whole block, and one of the four tokens behind it
+
+
+def test_another_tenant_finds_nothing() -> None:
+    """Neither the time a prompt takes nor its usage tells that somebody else has sent it before."""
+    scheduler, memory = Scheduler(2, 64, Prefixes(64)), Memory(2)
+    secret = list(range(500, 564))
+    scheduler.add(of(secret, "hers", tenant="ada"))
+    hers = drained(scheduler, memory)
+    scheduler.add(his := of(secret, "his", tenant="bob"))
+    scheduler.add(nobodys := of(secret, "nobody's"))
+    others = drained(scheduler, memory)
+    scheduler.add(again := of(secret, "again", tenant="ada"))
+    drained(scheduler, memory)
+
+    assert 2 * hers == others
+    assert (0, 0, 48) == (his.cached, nobodys.cached, again.cached)
+
+
 class SchedulerMachine(RuleBasedStateMachine):
-    """Joins, grants, drops and steps in any order."""
+    """Joins, grants, drops and steps in any order, of two tenants whose prompts begin alike; the pool is too
+    small for all of them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(slots=3, chunk=4)
+        self.prefixes = Prefixes(6)
+        self.scheduler = Scheduler(3, 20, self.prefixes)
+        self.memory = Memory(3)
         self.live: dict[str, Sequence] = {}
-        self.fed: dict[str, list[int]] = {}
         self.count = 0
 
-    @rule(prompt=st.integers(1, 12), granted=st.booleans(), max_tokens=st.integers(1, 5))
-    def add(self, prompt: int, granted: bool, max_tokens: int) -> None:
+    @rule(
+        kind=st.integers(1, 2),
+        prompt=st.integers(1, 50),
+        granted=st.booleans(),
+        max_tokens=st.integers(1, 20),
+        tenant=st.sampled_from("ab"),
+    )
+    def add(self, kind: int, prompt: int, granted: bool, max_tokens: int, tenant: str) -> None:
         self.count += 1
-        made = sequence(f"s{self.count}", prompt, epoch=int(granted), max_tokens=max_tokens)
+        tokens = [1000 * ord(tenant) + (i if i < 20 else kind * i) for i in range(prompt)]
+        made = of(tokens, f"s{self.count}", tenant=tenant, max_tokens=max_tokens, epoch=int(granted))
         self.live[made.request] = made
-        self.fed[made.request] = []
         self.scheduler.add(made)
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data(), committed=st.lists(st.integers(100, 200), max_size=3))
+    @rule(data=st.data(), committed=st.lists(st.just(9), max_size=20))
     def grant(self, data: st.DataObject, committed: list[int]) -> None:
         name = data.draw(st.sampled_from(sorted(self.live)))
         if not self.live[name].granted:
@@ -96,33 +212,36 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.drop(name)
         del self.live[name]
 
-    @rule()
-    def step(self) -> None:
-        step = self.scheduler.schedule()
-        if step is None:
-            assert all(s.computable == 0 for s in self.scheduler.running)
-            return
-        for row in step.rows:
-            self.fed[row.request].append(row.tokens[row.computed])
-        if step.chunk:
-            chunk = step.chunk
-            assert 0 < chunk.count <= 4 and chunk.start == chunk.sequence.computed
-            self.fed[chunk.sequence.request] += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
-        assert all(s.granted for s in step.samples)
-        for output in self.scheduler.postprocess(step, [9] * len(step.samples)):
-            if output.finish:
-                del self.live[output.request]
-
-    @invariant()
-    def every_token_is_fed_once_and_in_order(self) -> None:
-        for name, made in self.live.items():
-            assert self.fed[name] == made.tokens[: made.computed]
+    @rule(count=st.integers(1, 5))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            step = self.scheduler.schedule()
+            if step is None:
+                assert all(s.computable == 0 for s in self.scheduler.running)
+                return
+            if chunk := step.chunk:
+                assert 0 < chunk.count <= 20 and chunk.start == chunk.sequence.computed
+            assert {row.slot for row in step.rows} == set(range(len(step.rows)))
+            assert all(s.granted for s in step.samples)
+            self.memory.run(step)
+            outputs = self.scheduler.postprocess(step, [9] * len(step.samples))
+            for sequence in step.sequences:
+                held = self.memory.slots[sequence.slot]
+                assert held == sequence.tokens[: sequence.computed], "not its own tokens"
+            for output in outputs:
+                if output.finish:
+                    del self.live[output.request]
 
     @invariant()
     def slots_are_held_by_the_running_alone(self) -> None:
         slots = [s.slot for s in self.scheduler.running]
         assert len(slots) == len(set(slots)) <= 3
         assert len(self.scheduler.running) + len(self.scheduler.waiting) == len(self.live)
+
+    @invariant()
+    def kept_blocks_fit_their_places(self) -> None:
+        places = list(self.prefixes.places())
+        assert len(places) == len(set(places)) <= 6
 
 
 TestScheduler = SchedulerMachine.TestCase

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from millrace.convert import convert
+from millrace.convert import card, convert
 from millrace.convert.card import Quant
 from millrace.messages import Sampling
 from services.engine import prepare
+from services.engine.prefix import BLOCK, Prefixes
 from services.engine.sample import Candidates, choose
 from services.engine.scheduler import Chunk, Scheduler, Step
 from services.engine.sequence import Sequence
@@ -31,6 +32,7 @@ class Witness:
     def __init__(self, model: OrtModel):
         self._model = model
         self.seen: dict[tuple[str, int], Logits] = {}
+        self.joined: list[Sequence] = []
         self.swaps = 0
 
     def run(self, step: Step) -> Candidates:
@@ -63,9 +65,10 @@ def alone(model: OrtModel, wishes: dict[str, Wish], chunk: int) -> tuple[dict[st
 def together(
     model: OrtModel, wishes: dict[str, Wish], tokens: dict[str, list[int]], rng: random.Random
 ) -> Witness:
-    """All requests in one engine: they join late, are granted late, are dropped, and resume part way."""
+    """All requests in one engine: they join late, are granted late, are dropped, resume part way, and share
+    what they begin with in a pool that is too small for them."""
     witness = Witness(model)
-    scheduler = Scheduler(SLOTS, rng.choice([1, 7, 32, 90, 300]))
+    scheduler = Scheduler(SLOTS, rng.choice([1, 7, 32, 90, 300]), Prefixes(model.places))
     coming = list(wishes)
     rng.shuffle(coming)
     ungranted: dict[str, list[int]] = {}
@@ -78,7 +81,9 @@ def together(
             late = rng.random() < 0.3
             if late:
                 ungranted[name] = committed
-            scheduler.add(sequence(name, prompt, answers, [] if late else committed, 0 if late else 1))
+            made = sequence(name, prompt, answers, [] if late else committed, 0 if late else 1)
+            scheduler.add(made)
+            witness.joined.append(made)
             alive.add(name)
         if ungranted and (rng.random() < 0.1 or alive == set(ungranted)):
             name = rng.choice(sorted(ungranted))
@@ -112,28 +117,44 @@ def together(
     ],
 )
 def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: Quant) -> None:
-    """Through the real scheduler, with joins, late grants, drops and resumes."""
+    """Through the real scheduler, with joins, late grants, drops, resumes and shared prefixes."""
     write_checkpoint(tmp_path / "hub", FAMILIES[family])
     folder = convert(tmp_path / "hub", tmp_path / "model", quant)
     graphs = prepare.prepared(folder, tmp_path)
-    model = OrtModel(folder, SLOTS, MAX_LEN, max_len=MAX_LEN, threads=2, graphs=graphs)
+    model = OrtModel(
+        folder,
+        SLOTS,
+        MAX_LEN,
+        max_len=MAX_LEN,
+        threads=2,
+        graphs=graphs,
+        prefix_bytes=30 * BLOCK * card.load(folder).token_bytes,
+    )
     rng = random.Random(7)
     lengths = [1, 2, 5, 31, 32, 33, 64, 100, 257, 500]
     wishes = {
         f"r{i}": ([rng.randrange(331) for _ in range(length)], rng.randrange(3, 40))
         for i, length in enumerate(lengths)
     }
+    for name, shared in (("r8", 40), ("r8", 150), ("r9", 300)):
+        prompt = [*wishes[name][0][:shared], *(rng.randrange(331) for _ in range(20))]
+        wishes[f"{name} to {shared}"] = prompt, 20
     tokens, expected = alone(model, wishes, 64)
-    swaps = 0
+    for name in ("r4", "r6"):  # a second turn
+        prompt = [*wishes[name][0], *tokens[name], 5, 6, 7]
+        wishes[f"{name} again"] = prompt, 20
+    tokens, expected = alone(model, wishes, 64)
+    swaps = cached = 0
     for seed in range(6):
         witness = together(model, wishes, tokens, random.Random(seed))
         swaps += witness.swaps
+        cached += sum(made.cached for made in witness.joined)
         differing = [
             key for key, seen in witness.seen.items() if not np.array_equal(seen, expected.seen[key])
         ]
 
         assert [] == differing, f"{len(differing)} of {len(witness.seen)}, seed {seed}"
-    assert swaps > 0
+    assert swaps > 0 and cached > 500
 
     for name, (prompt, answers) in wishes.items():
         whole = sequence(name, prompt, answers + 1, tokens[name][:-1], 1)

@@ -63,13 +63,18 @@ def test_golden_bytes_of_a_completion() -> None:
 
 def test_usage_comes_last() -> None:
     """With include_usage the last chunk has it and no choices, and the others say null."""
-    *others, last, done = chunks(Events(HEAD, "chat", 7, include_usage=True).of(said("a", "", "b")))
+    events = Events(HEAD, "chat", 7, include_usage=True)
+    events.cached_tokens = 6
+    *others, last, done = chunks(events.of(said("a", "", "b")))
 
     assert "[DONE]" == done
-    assert ([], {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}) == (
-        last["choices"],
-        last["usage"],
-    )
+    assert [] == last["choices"]
+    assert {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 6},
+    } == last["usage"]
     assert [None] * 4 == [chunk["usage"] for chunk in others]
 
 
