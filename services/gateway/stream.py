@@ -92,6 +92,7 @@ class Telling(Protocol):
     """How a surface tells an answer while it comes; free of I/O."""
 
     headers: Headers
+    cached_tokens: int  # of the prompt; set before the first pieces are told
 
     def of(self, pieces: Iterable[Piece]) -> bytes: ...
 
@@ -124,7 +125,7 @@ class Events:
         opening = b"data: " + _encode(head)[:-1] + b',"choices":[{"index":0,'
         self._usage_opening = b"data: " + _encode(head)[:-1] + b',"choices":[],"usage":'
         self._prompt_tokens = prompt_tokens
-        self.cached_tokens = 0  # to be set before the first pieces
+        self.cached_tokens = 0
         self._completion_tokens = 0
         self._include_usage = include_usage
         self._continuous = include_usage and continuous_usage
