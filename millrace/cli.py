@@ -21,6 +21,7 @@ COMMANDS = {
     "ps": "list the processes of a running service",
     "scale": "run more or fewer processes of a role",
     "restart": "replace the processes of a running service, without losing a stream",
+    "key": "make an API key",
     "model": "convert, list, check and remove models",
     "version": "print the version",
 }
@@ -33,7 +34,8 @@ HELP = {
     "port": "port to listen on",
     "fd": "an already listening socket, instead of host and port",
     "queue": "jobs that may wait and run at once, all models together",
-    "deadline_s": "seconds a request may take",
+    "keys": "a file with the keys that clients need, or its JSON itself (empty: everybody may come)",
+    "deadline_s": "seconds a request may take; a client may ask for less",
     "max_body": "bytes a request's body may have",
     "drain_s": "seconds that streams may go on after SIGTERM",
     "silence_ms": "a running request this quiet has its engine pinged",
@@ -85,6 +87,8 @@ def _run(command: str, args: dict[str, Any]) -> int:
         return 0
     if command == "up":
         return _up(args)
+    if command == "key":
+        return _key(args["tenant"])
     if command == "model":
         return model_command.run(args)
     if command in ROLES:
@@ -106,6 +110,15 @@ def _up(args: dict[str, Any]) -> int:
     except place.CannotStart as error:
         print(f"millrace: {error}", file=sys.stderr)
         return 1
+
+
+def _key(tenant: str) -> int:
+    from millrace import keys
+
+    key, line = keys.new(tenant)
+    print(f"The key, which is shown this once:\n\n    {key}\n")
+    print(f"The line for the key file, below [keys]:\n\n    {line}")
+    return 0
 
 
 def _order(command: str, args: dict[str, Any]) -> int:
@@ -171,6 +184,10 @@ def _parser() -> argparse.ArgumentParser:
         if name != "up":
             taken |= _add_flags(group, struct, without=taken)
     model_command.add_actions(made["model"])
+    actions = made["key"].add_subparsers(dest="action", required=True, metavar="action")
+    text = "print a new key, and the line for the key file: the file holds its hash alone"
+    new = actions.add_parser("new", help=text, description=text, allow_abbrev=False)
+    new.add_argument("--tenant", required=True, help="whose key it is")
     made["ps"].add_argument("--json", action="store_true", help="print a JSON list")
     made["scale"].add_argument("size", metavar="role=number", help="like engine=3")
     made["restart"].add_argument("role", nargs="?", help="gateway, tokenizer, engine, detokenizer or nats")

@@ -23,7 +23,8 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: int = 8000
     fd: int = -1  # an already listening socket, as `millrace up` hands it over; -1: open host:port
     queue: int = 256  # jobs waiting and running, all models together: JOBS max_msgs
-    deadline_s: float = 120.0
+    keys: str = ""  # a key file (`millrace/keys.py`), or its JSON itself; empty: no key is asked for
+    deadline_s: float = 120.0  # a client may ask for less
     max_body: int = 4 << 20
     drain_s: float = 30.0  # how long streams may go on after SIGTERM
     silence_ms: int = 150  # a running request this quiet has its engine pinged

@@ -31,6 +31,7 @@ from millrace.telemetry import Context, child_of
 from services.gateway import app
 from services.gateway.desk import Answer, Ask, Model, Piece
 from services.gateway.entry import Entry
+from services.gateway.gate import Gate
 from services.gateway.ledger import (
     Bury,
     Check,
@@ -65,7 +66,7 @@ log = logging.getLogger("millrace.gateway")
 
 
 async def build(bus: Bus, given: settings.Gateway, id: str) -> "GatewayActor":
-    return GatewayActor(bus, id, given)
+    return GatewayActor(bus, id, given, Gate(given.keys, given.deadline_s))
 
 
 class Live:
@@ -110,8 +111,9 @@ class Live:
 class GatewayActor(Actor):
     role = Role.GATEWAY
 
-    def __init__(self, bus: Bus, id: str, given: settings.Gateway):
+    def __init__(self, bus: Bus, id: str, given: settings.Gateway, gate: Gate):
         super().__init__(bus, id)
+        self._gate = gate
         self._given = given
         self._ledger = Ledger(id, Watch(given.silence_ms / 1e3, given.pings))
         self._seen: dict[str, tuple[Here, float]] = {}  # by id
@@ -130,7 +132,7 @@ class GatewayActor(Actor):
         await self.bus.listen(Inbox(ORPHANS.to(""), m.Orphan, self._orphaned, queue="gateways"))
         await self.bus.listen(Inbox(PRESENCE.wildcard, Here, self._here))
         await self._meet()
-        self._serving = await app.serve(app.build(self, self._given), self._given)
+        self._serving = await app.serve(app.build(self, self._given, self._gate), self._given)
         self.spawn(self._tick())
         self.spawn(self._measure())
 
@@ -191,25 +193,39 @@ class GatewayActor(Actor):
             min_tokens=ask.min_tokens,
             stop_ids=ask.stop_ids,
             ignore_eos=ask.ignore_eos,
-            tenant=ask.tenant,
+            tenant=ask.visit.tenant.name,
         )
         entry = Entry(
             prompt=prompt,
             model=ask.model,
             opened_at=now,
-            deadline=now + ask.deadline_s,
-            traceparent=child_of(ask.traceparent),
+            deadline=now + ask.visit.deadline_s,
+            traceparent=child_of(ask.visit.traceparent),
             stops=ask.stops,
             include_stop=ask.include_stop,
             keep_special=ask.keep_special,
         )
         live = Live(entry, self.cancel)
+        allowance = ask.visit.allowance
+        charged = 0
+
+        def ended() -> None:
+            if allowance:
+                allowance.open -= 1
+                allowance.spend(entry.prompt_tokens + len(entry.committed) - charged)
+
+        if allowance:
+            allowance.admit()
+        entry.on_end = ended
         self._ledger.open(entry)
         try:
             await self._admit(entry, prompt)
         except BaseException:
             self.cancel(entry.request)
             raise
+        if allowance and not entry.ended:
+            charged = entry.prompt_tokens + (ask.max_tokens or 0)
+            allowance.spend(charged)
         live.prompt_tokens = entry.prompt_tokens
         return live
 
@@ -310,6 +326,11 @@ class GatewayActor(Actor):
             ended = self._ledger.counts["ended"]
             self._ended_per_s += 0.1 * (ended - before - self._ended_per_s)
             before = ended
+            self._gate.refresh(self._gateways(), time.monotonic())
+
+    def _gateways(self) -> int:
+        now = time.monotonic()
+        return sum(h.role == self.role and now - at < SEEN_S for h, at in self._seen.values())
 
     # -- what goes out
 

@@ -8,13 +8,14 @@ import msgspec
 from millrace.messages import Chat, Ids, Sampling, Text
 from services.gateway.body import depth, refused
 from services.gateway.desk import Ask
+from services.gateway.visit import Visit
 from services.gateway.wire import MAX_DEPTH, Body, ChatBody, TextBody, Turn
 
 DEFAULT_COMPLETION = 16
 """What `/v1/completions` gives without `max_tokens`, as OpenAI has it."""
 
 
-def chat(body: ChatBody, *, deadline_s: float, traceparent: str) -> Ask:
+def chat(body: ChatBody, visit: Visit) -> Ask:
     limit, older = body.max_completion_tokens, body.max_tokens
     if limit is not None and older is not None and limit != older:
         raise refused("max_tokens", "'max_tokens' and 'max_completion_tokens' differ: send only one of them.")
@@ -25,15 +26,15 @@ def chat(body: ChatBody, *, deadline_s: float, traceparent: str) -> Ask:
         messages=msgspec.json.encode([_plain(turn, index) for index, turn in enumerate(body.messages)]),
         template_args=msgspec.json.encode(kwargs) if kwargs else b"",
     )
-    return _ask(body, asked, limit if limit is not None else older, deadline_s, traceparent)
+    return _ask(body, asked, limit if limit is not None else older, visit)
 
 
-def completion(body: TextBody, *, deadline_s: float, traceparent: str) -> Ask:
+def completion(body: TextBody, visit: Visit) -> Ask:
     limit = body.max_tokens if body.max_tokens is not None else DEFAULT_COMPLETION
-    return _ask(body, _prompt(body.prompt), limit, deadline_s, traceparent)
+    return _ask(body, _prompt(body.prompt), limit, visit)
 
 
-def _ask(body: Body, asked: Chat | Text | Ids, limit: int | None, deadline_s: float, traceparent: str) -> Ask:
+def _ask(body: Body, asked: Chat | Text | Ids, limit: int | None, visit: Visit) -> Ask:
     least = body.min_tokens or 0
     if limit is not None and least > limit:
         raise refused(
@@ -50,8 +51,7 @@ def _ask(body: Body, asked: Chat | Text | Ids, limit: int | None, deadline_s: fl
         stops=[body.stop] if isinstance(body.stop, str) else body.stop or [],
         include_stop=bool(body.include_stop_str_in_output),
         keep_special=body.skip_special_tokens is False,
-        deadline_s=deadline_s,
-        traceparent=traceparent,
+        visit=visit,
     )
 
 

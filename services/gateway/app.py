@@ -19,6 +19,7 @@ from millrace.settings import Gateway
 from services.gateway import fault
 from services.gateway.connection import Connection
 from services.gateway.desk import Desk
+from services.gateway.gate import Gate
 from services.gateway.routes import routes
 from services.gateway.visit import Visit
 
@@ -31,7 +32,9 @@ LAST_WORDS_S = 1.0
 """For what is still running when the grace is over to tell its clients."""
 
 
-def build(desk: Desk, settings: Gateway) -> Litestar:
+def build(desk: Desk, settings: Gateway, gate: Gate | None = None) -> Litestar:
+    gate = gate or Gate(settings.keys, settings.deadline_s)
+
     async def before_send(message: Message, scope: Scope) -> None:
         if message["type"] == "http.response.start":
             headers = [*message["headers"], *Visit.of(scope).headers()]
@@ -41,6 +44,7 @@ def build(desk: Desk, settings: Gateway) -> Litestar:
 
     app = Litestar(
         routes(desk, settings),
+        middleware=[gate.middleware],
         before_send=[before_send],
         exception_handlers={Exception: refuse},
         openapi_config=None,

@@ -58,7 +58,7 @@ class Counter:
 
     def terms(self, scope: Scope) -> dict[str, Any]:
         """What an `Ask` has from the request around its body."""
-        return {"deadline_s": self._settings.deadline_s, "traceparent": Visit.of(scope).traceparent}
+        return {"visit": Visit.of(scope)}
 
     def generating(self, take: Callable[[bytes, Scope], Order]) -> ASGIApp:
         """Answers with what the model generates."""

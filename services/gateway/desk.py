@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from millrace.messages import Chat, Finish, Ids, Sampling, Text
+from services.gateway.visit import Visit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +22,7 @@ class Ask:
     stops: list[str]
     include_stop: bool
     keep_special: bool
-    deadline_s: float
-    traceparent: str
-    tenant: str = ""
+    visit: Visit  # whose it is, how long it may take, and its trace
 
 
 @dataclass(frozen=True, slots=True)

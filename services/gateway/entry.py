@@ -30,6 +30,7 @@ class Entry:
     failure: Failure | None = None
     ended: bool = False
     on_news: Callable[[], None] = lambda: None
+    on_end: Callable[[], None] = lambda: None
     # the job
     seq: int = 0
     prompt_tokens: int = 0

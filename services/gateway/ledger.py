@@ -135,6 +135,7 @@ class Ledger:
         entry.ended = True
         self.counts["ended"] += 1
         del self.entries[entry.request]
+        entry.on_end()
         entry.on_news()
         return self._release(entry.ref, entry.engine, entry.detokenizer)
 

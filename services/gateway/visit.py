@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from litestar.types import Scope
 
+from millrace.keys import ANYONE, Tenant
 from millrace.telemetry import child_of, valid_traceparent
+from services.gateway.allowance import Allowance
 
 SANE_ID = re.compile(rb"[\x20-\x7e]{1,200}")
 
@@ -17,6 +19,8 @@ class Visit:
     request_id: bytes = field(default_factory=lambda: b"req_" + secrets.token_hex(16).encode())
     traceparent: str = field(default_factory=lambda: child_of(""))
     began: float = field(default_factory=time.monotonic)
+    deadline_s: float = 120.0
+    allowance: Allowance | None = None  # none: there are no keys
 
     @classmethod
     def of(cls, scope: Scope) -> "Visit":
@@ -37,9 +41,15 @@ class Visit:
             visit.traceparent = child_of(valid_traceparent(parent.decode("latin-1")))
         return visit
 
+    @property
+    def tenant(self) -> Tenant:
+        return self.allowance.tenant if self.allowance else ANYONE
+
     def headers(self) -> list[tuple[bytes, bytes]]:
+        now = time.monotonic()
         return [
             (b"x-request-id", self.request_id),
-            (b"openai-processing-ms", b"%d" % ((time.monotonic() - self.began) * 1000)),
+            (b"openai-processing-ms", b"%d" % ((now - self.began) * 1000)),
             (b"traceparent", self.traceparent.encode()),
+            *(self.allowance.headers(now) if self.allowance else ()),
         ]

@@ -423,7 +423,7 @@ async def test_traces(start: Start) -> None:
         for value in (trace, "00-evil")
     ]
 
-    assert given.headers["traceparent"] == site.desk.asks[0].traceparent
+    assert given.headers["traceparent"] == site.desk.asks[0].visit.traceparent
     assert trace[:36] == given.headers["traceparent"][:36] and trace != given.headers["traceparent"]
     assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-01", bad.headers["traceparent"])
 

@@ -13,23 +13,25 @@ from millrace.errors import Code, Failure
 from millrace.messages import Chat, Ids, Sampling, Text
 from services.gateway import admit, wire
 from services.gateway.desk import Ask
+from services.gateway.visit import Visit
 
+VISIT = Visit()
 HELLO = [{"role": "user", "content": "hello"}]
 
 
 def chat(**params: Any) -> Ask:
     body = json.dumps({"model": "sim", "messages": HELLO} | params).encode()
-    return admit.chat(wire.read(wire.ChatBody, body), deadline_s=9.0, traceparent="")
+    return admit.chat(wire.read(wire.ChatBody, body), VISIT)
 
 
 def text(**params: Any) -> Ask:
     body = json.dumps({"model": "sim", "prompt": "hello"} | params).encode()
-    return admit.completion(wire.read(wire.TextBody, body), deadline_s=9.0, traceparent="")
+    return admit.completion(wire.read(wire.TextBody, body), VISIT)
 
 
 def refusal(raw: bytes) -> Failure:
     with pytest.raises(Failure) as caught:
-        admit.chat(wire.read(wire.ChatBody, raw), deadline_s=9.0, traceparent="")
+        admit.chat(wire.read(wire.ChatBody, raw), VISIT)
     assert Code.INVALID_REQUEST == caught.value.code
     return caught.value
 
@@ -68,8 +70,7 @@ def test_every_parameter_reaches_the_ask() -> None:
             stops=["a", "b"],
             include_stop=True,
             keep_special=True,
-            deadline_s=9.0,
-            traceparent="",
+            visit=VISIT,
         )
         == ask
     )

@@ -1,0 +1,118 @@
+"""Who may come in: the one place where a request's key is looked at, before any surface sees it."""
+
+import logging
+import time
+from pathlib import Path
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from millrace.errors import Code, Failure
+from millrace.keys import Keys
+from millrace.settings import SettingError
+from services.gateway.allowance import Allowance
+from services.gateway.visit import Visit
+
+OPEN = frozenset({"/livez", "/readyz", "/health"})
+"""For those who watch the service, and have no key."""
+
+TIMEOUT = b"x-request-timeout-ms"
+
+log = logging.getLogger("millrace.gateway")
+
+
+class Gate:
+    def __init__(self, keys: str, deadline_s: float):
+        """`keys` as the setting has it: a file, or JSON itself, or nothing. Raises SettingError."""
+        self._deadline_s = deadline_s
+        self._file = Path(keys) if keys and not keys.lstrip().startswith("{") else None
+        self._stamp: tuple[int, ...] = ()
+        self._allowances: dict[str, Allowance] = {}
+        self._gateways = 1
+        self._keys: Keys | None = None
+        try:
+            if self._file:
+                self._stamp = _stamp(self._file)
+                self._keys = Keys.parse(self._file.read_text())
+            elif keys:
+                self._keys = Keys.parse(keys)
+        except OSError as error:
+            raise SettingError(f"keys: {self._file}: {error.strerror}") from None
+        except ValueError as error:
+            raise SettingError(f"keys: {self._file or 'the setting'}: {error}") from None
+
+    @property
+    def closed(self) -> bool:
+        """Whether keys are asked for."""
+        return self._keys is not None
+
+    def refresh(self, gateways: int, now: float) -> None:
+        """Called every so often: a key file that has changed counts from now on. A broken one does not."""
+        if self._file and (stamp := _stamp(self._file)) != self._stamp:
+            self._stamp = stamp
+            try:
+                self._keys = Keys.parse(self._file.read_text())
+                log.info("read %s again", self._file)
+            except (OSError, ValueError) as error:
+                log.error("%s cannot be used, what it said before goes on: %s", self._file, error)
+        self._gateways = max(gateways, 1)
+        for name, allowance in self._allowances.items():
+            tenant = self._keys.tenants.get(name) if self._keys else None
+            allowance.change(tenant or allowance.tenant, self._gateways, now)
+
+    def allowance(self, key: bytes, now: float) -> Allowance:
+        """Of the tenant whose key it is."""
+        assert self._keys
+        tenant = self._keys.owner(key) if key else None
+        if tenant is None:
+            said = "This is not a valid API key." if key else "An API key is needed, as a bearer token."
+            raise Failure(Code.AUTHENTICATION, said)
+        found = self._allowances.get(tenant.name)
+        if found is None:
+            found = self._allowances[tenant.name] = Allowance(tenant, now)
+            found.change(tenant, self._gateways, now)
+        return found
+
+    def enter(self, scope: Scope) -> None:
+        """Let it in, and write down who it is and how long it may take; or raise Failure."""
+        visit = Visit.of(scope)
+        headers = dict(reversed(list(scope["headers"])))
+        if self._keys is not None and scope["path"] not in OPEN:
+            now = time.monotonic()
+            visit.allowance = self.allowance(_key(headers), now)
+            if scope["type"] == ScopeType.HTTP and scope["method"] == "POST":
+                visit.allowance.request(now)
+        visit.deadline_s = _deadline(headers.get(TIMEOUT), self._deadline_s)
+
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+            self.enter(scope)
+            await app(scope, receive, send)
+
+        return inside
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Another one whenever the file was written to, or replaced."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return ()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _key(headers: dict[bytes, bytes]) -> bytes:
+    """OpenAI's clients send it as a bearer token, Anthropic's as x-api-key."""
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    return (
+        key.strip() if scheme.lower() == b"bearer" and key.strip() else headers.get(b"x-api-key", b"").strip()
+    )
+
+
+def _deadline(given: bytes | None, most: float) -> float:
+    if given is None:
+        return most
+    if not given.isdigit() or len(given) > 12 or int(given) < 1:
+        name = TIMEOUT.decode()
+        raise Failure(Code.INVALID_REQUEST, f"'{name}' is a number of milliseconds, 1 or more.", param=name)
+    return min(int(given) / 1000, most)
