@@ -37,12 +37,17 @@ class Ids(Message, frozen=True):
 
 
 class Sampling(msgspec.Struct, array_like=True, frozen=True):
-    """What decides a token beside the logits. The choice is a pure function of (seed, position)."""
+    """What decides a token beside the logits: a pure function of this, the position and the tokens so far."""
 
     seed: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
+    min_p: float = 0.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
+    bias: dict[int, float] = {}  # by token id
 
 
 class Prompt(Message, frozen=True):

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+import numpy.typing as npt
+
 from millrace.messages import Finish, Sampling
 
 
@@ -27,6 +30,8 @@ class Sequence:
     cached: int = 0  # tokens of the prompt that did not have to be computed
     state: State = State.WAITING
     tenant: str = ""
+    edits: object = None  # the sampler's own, made of what stands above
+    allowed: npt.NDArray[np.int32] | None = None  # what the next token may be, a bit for each; None: anything
 
     @property
     def granted(self) -> bool:
@@ -35,6 +40,11 @@ class Sequence:
     @property
     def answered(self) -> int:
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def unstoppable(self) -> bool:
+        """Whether no stop token may be chosen yet."""
+        return self.answered < self.min_tokens and bool(self.stop_ids)
 
     @property
     def computable(self) -> int:

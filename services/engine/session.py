@@ -102,7 +102,8 @@ class OrtModel:
         binding = self._binding(form, (first, count), (slot, more), len(wanted))
         self._sessions[form].run_with_iobinding(binding)
         found = len(step.samples)
-        return Candidates(self._ids[:found].copy(), self._best[:found].copy())
+        ids, best = self._ids[:found].copy(), self._best[:found].copy()
+        return Candidates(ids, best, self.card.vocab, lambda: self.logits[:found])
 
     def _take_rows(self, rows: list[Sequence]) -> int:
         for row in rows:

@@ -5,12 +5,14 @@ one wrong place, and everything after differs: that is what makes it a good witn
 """
 
 import json
+import math
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from services.engine.prefix import BLOCK
 from services.engine.sample import Candidates, mix
@@ -20,6 +22,9 @@ MASK = (1 << 64) - 1
 CANDIDATES = 32
 BLOCK_BYTES = BLOCK << 10
 """What a block of prefixes counts for: a small model's keys and values are some KiB a token."""
+
+FLOOR = -12.0
+"""The logit of every other word: all of them together weigh as good as nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,20 @@ class SimModel:
         self.places = places
         self._slots = [[0] for _ in range(slots)]  # the hash before the first token, and after each
         self._pool: dict[int, list[int]] = {}  # the same of a block
-        self._words = np.array(vocabulary.words, dtype=np.int64)
+        # The first word is never a candidate: it is the best of the rest.
+        self._rest, *words = vocabulary.words
+        self._words = np.array(words, dtype=np.int64)
         self._eos = vocabulary.eos
         self._eos_mark = int(eos_chance * MASK)
         self._costs = costs or Costs()
         self._poison_seed = poison_seed
-        self._ranks = np.arange(1, CANDIDATES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        # A stride without a divisor in common with their number meets no word twice.
+        strides = range(1, min(len(words), 1024))
+        self._strides = np.array([n for n in strides if math.gcd(n, len(words)) == 1], np.uint64)
+        self._ranks = np.arange(min(CANDIDATES, len(words)), dtype=np.uint64)
+        self._row = np.full(max(*vocabulary.words, vocabulary.eos) + 1, -np.inf, np.float32)
+        self._row[vocabulary.words] = FLOOR
+        self._row[vocabulary.eos] = FLOOR - 1
 
     def run(self, step: Step) -> Candidates:
         if self._costs.step:
@@ -121,11 +134,19 @@ class SimModel:
         """A geometric slope over hashed words, so that sampling has something to choose from."""
         states = [s ^ (self._kind << 40) if s % 5 == 0 else s for s in states]
         start = mix(np.array(states, dtype=np.uint64).reshape(-1, 1))
-        with np.errstate(over="ignore"):
-            hashed = mix(start + self._ranks[None, :])
-        ids = self._words[(hashed % np.uint64(len(self._words))).astype(np.int64)]
-        logits = np.tile(np.linspace(4.0, 0.0, CANDIDATES, dtype=np.float32), (len(states), 1))
+        stride = self._strides[(mix(start) % np.uint64(len(self._strides))).astype(np.int64)]
+        count = np.uint64(len(self._words))
+        ids = np.full((len(states), len(self._ranks) + 1), self._rest, np.int64)
+        ids[:, :-1] = self._words[((start % count + self._ranks * stride) % count).astype(np.int64)]
+        logits = np.full(ids.shape, FLOOR, np.float32)
+        logits[:, :-1] = np.linspace(4.0, 0.0, len(self._ranks), dtype=np.float32)
         ends = start[:, 0] < np.uint64(self._eos_mark)
         ids[ends, 0] = self._eos
         logits[ends, 0] = 50.0
-        return Candidates(ids, logits)
+
+        def full() -> npt.NDArray[np.float32]:
+            rows = np.tile(self._row, (len(states), 1))
+            np.put_along_axis(rows, ids, logits, axis=1)
+            return rows
+
+        return Candidates(ids, logits, len(self._row), full)

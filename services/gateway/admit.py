@@ -15,6 +15,10 @@ DEFAULT_COMPLETION = 16
 """What `/v1/completions` gives without `max_tokens`, as OpenAI has it."""
 
 
+MAX_DIGITS = 9
+"""Of a token id: no vocabulary has more words."""
+
+
 def chat(body: ChatBody, visit: Visit) -> Ask:
     limit, older = body.max_completion_tokens, body.max_tokens
     if limit is not None and older is not None and limit != older:
@@ -58,11 +62,30 @@ def _ask(body: Body, asked: Chat | Text | Ids, limit: int | None, visit: Visit) 
 def _sampling(body: Body) -> Sampling:
     # Without a seed of the client's the choice is still a function of one: a resumed answer repeats it.
     seed = secrets.randbits(63) if body.seed is None else body.seed
-    temperature = 1.0 if body.temperature is None else body.temperature
-    if body.top_p == 0:  # the likeliest token alone, said in a way that divides nothing by zero
-        return Sampling(seed, temperature, 1.0, 1)
     top_p = 1.0 if body.top_p is None else body.top_p
-    return Sampling(seed, temperature, top_p, max(body.top_k or 0, 0))
+    # No mass at all means the likeliest token alone, as OpenAI has it.
+    top_k = max(body.top_k or 0, 0) if top_p else 1
+    return Sampling(
+        seed,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=top_p or 1.0,
+        top_k=top_k,
+        min_p=body.min_p or 0.0,
+        presence=body.presence_penalty or 0.0,
+        frequency=body.frequency_penalty or 0.0,
+        repetition=body.repetition_penalty or 1.0,
+        bias=_bias(body.logit_bias or {}),
+    )
+
+
+def _bias(given: dict[str, float]) -> dict[int, float]:
+    """JSON has only strings for keys: they are token ids here."""
+    bias: dict[int, float] = {}
+    for key, value in given.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= MAX_DIGITS):
+            raise refused("logit_bias", f"'{key[:40]}' in 'logit_bias' is not a token id.")
+        bias[int(key)] = value
+    return bias
 
 
 def _prompt(prompt: str | list[int | str | list[int]]) -> Text | Ids:

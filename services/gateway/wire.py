@@ -18,12 +18,16 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 """A stop string is held back piece by piece while it may still come: long ones delay the whole answer."""
 
+MAX_BIAS = 1024
+"""Each entry is looked at in every step."""
+
 MAX_DEPTH = 16
 """Of `chat_template_kwargs`, which travels on to be decoded again, further down a stack."""
 
 Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 
@@ -100,14 +104,14 @@ class Body(Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-
-    # Understood, and held against NOT_YET.
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
     min_p: Share | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIAS)] | None = None
+
+    # Understood, and held against NOT_YET.
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
     structured_outputs: Raw = Raw()
 
 
@@ -166,11 +170,6 @@ def _no_json(value: Any) -> bool:
 NOT_YET: dict[str, Callable[[Any], bool]] = {
     "n": _one,
     "best_of": _one,
-    "min_p": _zero,
-    "presence_penalty": _zero,
-    "frequency_penalty": _zero,
-    "repetition_penalty": _one,
-    "logit_bias": _zero,
     "logprobs": lambda value: value is None or value is False,
     "top_logprobs": _zero,
     "tools": _zero,

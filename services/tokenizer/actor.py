@@ -1,6 +1,7 @@
 """The tokenizer's I/O: a prompt in, a job in the queue, an answer that says where or why not."""
 
 import struct
+from collections.abc import Iterable
 
 import msgspec
 
@@ -63,6 +64,8 @@ class TokenizerActor(Actor):
     async def _admit(self, prompt: m.Prompt, context: Context) -> m.Admitted:
         ids = self._ids(prompt.input)
         max_tokens = room(len(ids), prompt.max_tokens, self._max_len)
+        self._known(prompt.stop_ids, "stop_token_ids")
+        self._known(prompt.sampling.bias, "logit_bias")
         stop_ids = sorted({*prompt.stop_ids, *(() if prompt.ignore_eos else self._encoder.eos_ids)})
         job = m.Job(
             prompt.request,
@@ -89,16 +92,19 @@ class TokenizerActor(Actor):
                 ids = self._encoder.encode(given.text)
             case m.Ids():
                 ids = given.ids
-                for id in ids:
-                    if id >= self._encoder.vocab_size:
-                        raise Failure(
-                            Code.INVALID_REQUEST,
-                            f"token id {id} is outside the vocabulary of {self._encoder.vocab_size}",
-                            param="prompt",
-                        )
+                self._known(ids, "prompt")
         if not ids:
             raise Failure(Code.INVALID_REQUEST, "the prompt is empty", param="prompt")
         return ids
+
+    def _known(self, ids: Iterable[int], param: str) -> None:
+        for id in ids:
+            if id >= self._encoder.vocab_size:
+                raise Failure(
+                    Code.INVALID_REQUEST,
+                    f"token id {id} is outside the vocabulary of {self._encoder.vocab_size}",
+                    param=param,
+                )
 
 
 def room(prompt: int, wanted: int | None, max_len: int) -> int:

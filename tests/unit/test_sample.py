@@ -1,22 +1,30 @@
-"""Sampling: a pure function of the candidates, the seed and the position."""
+"""Sampling: a pure function of the logits, the request, the position and the tokens so far."""
+
+import math
+from random import Random
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.messages import Sampling
+from services.engine.order import Order
 from services.engine.sample import Candidates, choose, uniform
 from services.engine.sequence import Sequence
+from tests.kit import slow_sampler
 
 
 def at(position: int, sampling: Sampling, **more: object) -> Sequence:
     return Sequence("r", 1, [1] * (1 + position), sampling, 100, **more)  # type: ignore[arg-type]
 
 
-def candidates(*rows: list[float]) -> Candidates:
-    ids = np.tile(np.arange(10, 10 + len(rows[0]), dtype=np.int64), (len(rows), 1))
-    return Candidates(ids, np.array(rows, dtype=np.float32))
+def candidates(*rows: list[float], k: int = 64) -> Candidates:
+    """As a model gives them, with the best `k` of each row."""
+    full = np.array(rows, np.float32)
+    ids = np.stack([np.lexsort((np.arange(len(row)), -row))[:k] for row in full])
+    return Candidates(ids, np.take_along_axis(full, ids, axis=1), full.shape[1], lambda: full)
 
 
 FLAT = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
@@ -24,54 +32,184 @@ FLAT = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
 
 def test_temperature_zero_takes_the_best() -> None:
     """Greedy is greedy, whatever the seed."""
-    assert [10] * 50 == [choose(candidates(FLAT), [at(p, Sampling(p, 0.0))])[0] for p in range(50)]
-
-
-@given(st.integers(0, 2**63 - 1), st.integers(0, 4000))
-def test_neighbours_change_nothing(seed: int, position: int) -> None:
-    """A row's choice is the same alone and anywhere in a batch."""
-    mine = at(position, Sampling(seed, 0.9, 0.95, 5))
-    others = [at(i, Sampling(i, 1.5)) for i in range(4)]
-
-    alone = choose(candidates(FLAT), [mine])
-    among = choose(candidates(*[FLAT] * 5), [*others[:2], mine, *others[2:]])
-
-    assert alone == among[2:3]
+    assert [0] * 50 == [choose(candidates(FLAT), [at(p, Sampling(p, 0.0))])[0] for p in range(50)]
 
 
 def test_choices_follow_the_probabilities() -> None:
-    """Over many positions, each candidate is chosen about as often as its probability says."""
+    """Over many positions, each token is chosen about as often as its probability says."""
     logits = [2.0, 1.0, 0.0]
-    chosen = [choose(candidates(logits), [at(p, Sampling(7))])[0] for p in range(4000)]
     expected = np.exp(logits) / np.exp(logits).sum()
+    for k in (1, 2, 3):
+        chosen = [choose(candidates(logits, k=k), [at(p, Sampling(7))])[0] for p in range(2000)]
 
-    assert expected.tolist() == pytest.approx([chosen.count(10 + i) / 4000 for i in range(3)], abs=0.03)
+        assert expected.tolist() == pytest.approx([chosen.count(i) / 2000 for i in range(3)], abs=0.04)
 
 
 @pytest.mark.parametrize(
     ("sampling", "allowed"),
     [
-        (Sampling(1, 1.0, 1.0, 2), {10, 11}),
-        (Sampling(1, 1.0, 0.0), {10}),
-        (Sampling(1, 1.0, 0.4), {10, 11, 12}),
-        (Sampling(1, 1.0, 1.0), {10, 11, 12, 13, 14, 15}),
+        (Sampling(1, 1.0, 1.0, 2), {0, 1}),
+        (Sampling(1, 1.0, 0.0), {0}),
+        (Sampling(1, 1.0, 0.4), {0, 1, 2}),
+        (Sampling(1, 1.0, 1.0), {0, 1, 2, 3, 4, 5}),
+        (Sampling(1, 1.0, min_p=0.75), {0, 1, 2}),
+        (Sampling(1, 0.1, min_p=0.75), {0}),
     ],
 )
-def test_top_k_and_top_p_leave_out_the_rest(sampling: Sampling, allowed: set[int]) -> None:
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_top_k_top_p_and_min_p_leave_out_the_rest(sampling: Sampling, allowed: set[int], k: int) -> None:
     """All that may be chosen is, and nothing else: 0.40 of the mass is within the best three here."""
-    chosen = {
-        choose(candidates([0.0] * 6 if sampling.top_p == 0.4 else FLAT), [at(p, sampling)])[0]
-        for p in range(600)
-    }
+    logits = [0.0] * 6 if sampling.top_p == 0.4 else FLAT
+    chosen = {choose(candidates(logits, k=k), [at(p, sampling)])[0] for p in range(600)}
 
     assert allowed == chosen
 
 
 def test_stop_tokens_wait_for_min_tokens() -> None:
     """Before that many tokens are there, no stop token is chosen, however likely it is."""
-    early, late = (at(p, Sampling(1, 0.0), min_tokens=3, stop_ids=frozenset([10])) for p in (2, 3))
+    early, late = (at(p, Sampling(1, 0.0), min_tokens=3, stop_ids=frozenset([0])) for p in (2, 3))
 
-    assert [11, 10] == choose(candidates(FLAT, FLAT), [early, late])
+    assert [1, 0] == choose(candidates(FLAT, FLAT), [early, late])
+
+
+def test_ids_the_model_does_not_have_change_nothing() -> None:
+    """A tokenizer may know more words than the model has logits for."""
+    sampling = Sampling(1, 0.0, bias={99: 100.0, 2: 1.0})
+    wild = at(0, sampling, min_tokens=5, stop_ids=frozenset([2**31]))
+
+    assert [2] == choose(candidates(FLAT), [wild])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(1, 0.0), 0),
+        (Sampling(1, 0.0, bias={5: 0.6}), 5),
+        (Sampling(1, 0.0, bias={0: -100}), 1),
+        (Sampling(1, 0.0, repetition=1.2), 1),  # 1.0 / 1.2 < 0.9; the prompt counts
+        (Sampling(1, 0.0, repetition=1.1), 0),
+        (Sampling(1, 0.0, presence=0.15), 0),  # the answer does not have it
+        (Sampling(1, 0.0, frequency=0.15), 0),
+    ],
+)
+def test_what_a_prompt_is_charged_for(sampling: Sampling, expected: int) -> None:
+    """Repetition counts the prompt too; presence and frequency the answer alone."""
+    sequence = Sequence("r", 3, [0, 0, 0], sampling, 9)
+
+    assert [expected] == choose(candidates(FLAT, k=2), [sequence])
+
+
+def test_frequency_grows_and_presence_does_not() -> None:
+    """A token said three times loses three times the frequency penalty, and the presence penalty once."""
+    answers = [[5], [5, 0], [5, 0, 0], [5, 0, 0, 0]]
+
+    def chosen(sampling: Sampling) -> list[int]:
+        return choose(candidates(*[FLAT] * 4), [Sequence("r", 1, tokens, sampling, 9) for tokens in answers])
+
+    assert [0, 0, 0, 1] == chosen(Sampling(1, 0.0, frequency=0.04))
+    assert [0, 0, 0, 0] == chosen(Sampling(1, 0.0, presence=0.04))
+    assert [0, 1, 1, 1] == chosen(Sampling(1, 0.0, presence=0.14))
+
+
+def test_a_table_that_grew_is_one_made_at_once() -> None:
+    """Followed token by token, or from the middle of an answer as after a resume: the same choice."""
+    sampling = Sampling(3, 1.0, repetition=1.3, frequency=0.2, presence=0.1, bias={4: 1.0})
+    row = [math.sin(i) for i in range(300)]
+    grown = Sequence("r", 4, [1, 2, 3, 4], sampling, 500)
+    for _ in range(200):
+        resumed = Sequence("r", 4, list(grown.tokens), sampling, 500)
+        (token,) = choose(candidates(row), [grown])
+
+        assert [token] == choose(candidates(row), [resumed])
+        grown.append(token)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[list[list[float]], list[Sequence], int]:
+    """Rows of logits with ties and gaps, and requests that want all kinds of things."""
+    vocab = draw(st.sampled_from([3, 40, 150]))
+    random = Random(draw(st.integers(0, 2**32)))
+    spread, digits = draw(st.sampled_from([0.1, 1.0, 4.0, 12.0])), draw(st.sampled_from([0, 1, 7]))
+    logits, sequences = [], []
+    for _ in range(draw(st.integers(1, 4))):
+        logits.append([float(np.float32(round(random.gauss(0, spread), digits))) for _ in range(vocab)])
+        sampling = Sampling(
+            random.getrandbits(63),
+            temperature=random.choice([0, 1e-4, 0.3, 1, 2]),
+            top_p=random.choice([1, 1, 0.9, 0.5, 0.05]),
+            top_k=random.choice([0, 0, 1, 5, 50, 200]),
+            min_p=random.choice([0, 0, 0.1, 0.9]),
+            presence=random.choice([0, 0, 1.5, -2]),
+            frequency=random.choice([0, 0, 0.7, -1]),
+            repetition=random.choice([1, 1, 1.3, 0.7]),
+            bias={
+                random.randrange(vocab + 10): random.choice([-100, 100, 1, -1.5])
+                for _ in range(random.choice([0, 0, 1, 5, 30]))
+            },
+        )
+        prompt, answer = random.randint(1, 9), random.randint(0, 12)
+        sequence = Sequence(
+            "r",
+            prompt,
+            [random.randrange(vocab) for _ in range(prompt + answer)],
+            sampling,
+            99,
+            random.choice([0, 0, 20]),
+            frozenset([random.randrange(2, vocab + 5)]),
+        )
+        if random.random() < 0.3:
+            sequence.allowed = mask({1, *random.sample(range(vocab), random.randint(1, vocab - 1))}, vocab)
+        sequences.append(sequence)
+    return logits, sequences, draw(st.sampled_from([1, 2, 8, 64]))
+
+
+def mask(allowed: set[int], vocab: int) -> npt.NDArray[np.int32]:
+    bits = [i in allowed for i in range((vocab + 31) // 32 * 32)]
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+@given(rows())
+def test_the_slow_sampler_agrees(made: tuple[list[list[float]], list[Sequence], int]) -> None:
+    """Each choice is the one of the rule written plainly, however few candidates the model gives."""
+    logits, sequences, k = made
+    randoms = uniform(
+        np.array([s.sampling.seed for s in sequences], np.uint64),
+        np.array([s.answered for s in sequences], np.uint64),
+    ).tolist()
+    expected = [slow_sampler.choose(*each) for each in zip(logits, sequences, randoms, strict=True)]
+
+    assert expected == choose(candidates(*logits, k=k), sequences)
+
+
+@given(rows())
+def test_neighbours_change_nothing(made: tuple[list[list[float]], list[Sequence], int]) -> None:
+    """A row's choice is the same alone, anywhere in a batch, and asked again."""
+    logits, sequences, k = made
+    alone = [
+        choose(candidates(row, k=k), [sequence])[0] for row, sequence in zip(logits, sequences, strict=True)
+    ]
+    backwards = choose(candidates(*logits[::-1], k=k), sequences[::-1])
+
+    assert alone == backwards[::-1]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.1, 1.0, 5.0, 80.0, -1000.0, -math.inf]), min_size=1, max_size=50),
+    st.sampled_from([0.2, 1.0, 2.0]),
+)
+def test_an_order_found_in_buckets_is_the_order(logits: list[float], temperature: float) -> None:
+    """Every token is where sorting puts it, with the weight of all before it."""
+    if max(logits) == -math.inf:
+        return
+    order = Order(np.array(logits), temperature, 0.0)
+    mass, weights = 0.0, [math.exp((x - max(logits)) / temperature) for x in logits]
+    for count, i in enumerate(sorted(range(len(logits)), key=lambda i: (-logits[i], i)), 1):
+        token, reached = order.at(mass + weights[i] / 2)
+        mass += weights[i]
+        assert mass == pytest.approx(order.first(count))
+        if weights[i] > 1e-9:  # the others are lost in the sum
+            assert i == token
+            assert mass == pytest.approx(reached)
 
 
 def test_random_numbers_are_fixed_for_ever() -> None:
