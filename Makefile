@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: setup up test check fmt chaos simulate bench docs lock clean
+.PHONY: setup up test check fmt chaos compose-test simulate bench docs lock clean
 
 setup: .venv/ready
 
@@ -33,6 +33,9 @@ fmt: setup
 chaos: setup       ## kill, pause and cut off real processes; TRIALS of each fault
 	$(BIN)/python -m tests.chaos --trials $(or $(TRIALS),20) $(ARGS)
 
+compose-test: setup  ## docker-compose.yml on a real Docker engine: scaled, killed, paused, restarted under load
+	$(BIN)/python -m tests.compose $(ARGS)
+
 simulate: setup    ## the protocol's state machines in SEEDS simulated worlds
 	$(BIN)/python -m tests.simulate --seeds $(or $(SEEDS),10000) $(ARGS)
 
@@ -42,9 +45,13 @@ bench: setup       ## what it costs, measured here and now
 docs: setup        ## write docs/wire.md from the contracts
 	$(BIN)/python -m tests.contract.wire
 
-lock: setup        ## requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
-	    --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+    --no-emit-index-url --no-header --no-annotate --quiet
+
+lock: setup        ## requirements.lock from pyproject.toml, and the parts of it that images take
+	$(LOCK) --group dev --upgrade -o requirements.lock
+	@for role in gateway tokenizer engine detokenizer; do set -x; \
+	    $(subst pyproject.toml,--group $$role -c requirements.lock,$(LOCK)) -o deploy/locks/$$role.lock; done
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

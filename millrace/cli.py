@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,11 +24,15 @@ COMMANDS = {
     "restart": "replace the processes of a running service, without losing a stream",
     "key": "make an API key",
     "model": "convert, list, check and remove models",
+    "broker": "write a nats-server configuration and the roles' passwords, for a server of your own",
+    "healthy": "say whether the process that writes this file is well: a container's health check",
     "version": "print the version",
 }
 
 HELP = {
     "nats": "where NATS is, with this role's user and password",
+    "nats_file": "a file with that address, instead of it",
+    "alive": "a file for this process to say twice a second how it is, for `millrace healthy`",
     "id": "a name for this boot (default: a random one)",
     "log": "debug, info, warning or error",
     "host": "address to listen on",
@@ -62,7 +67,7 @@ HELP = {
     "plain": "plain lines instead of a panel",
 }
 
-NOT_PASSED = {"nats", "id", "fd"}
+NOT_PASSED = {"nats", "nats_file", "alive", "id", "fd"}
 """`millrace up` chooses these for each process."""
 
 
@@ -91,6 +96,10 @@ def _run(command: str, args: dict[str, Any]) -> int:
         return _key(args["tenant"])
     if command == "model":
         return model_command.run(args)
+    if command == "broker":
+        return _broker(**args)
+    if command == "healthy":
+        return _healthy(**args)
     if command in ROLES:
         from millrace import run
         from millrace.subjects import Role
@@ -119,6 +128,28 @@ def _key(tenant: str) -> int:
     print(f"The key, which is shown this once:\n\n    {key}\n")
     print(f"The line for the key file, below [keys]:\n\n    {line}")
     return 0
+
+
+def _broker(folder: Path, nats: str, store: str) -> int:
+    from millrace import broker
+
+    try:
+        broker.provision(folder, nats, store)
+    except (OSError, ValueError) as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _healthy(file: Path | None, live: bool) -> int:
+    from millrace import alive
+
+    path = file or os.environ.get("MILLRACE_ALIVE")
+    if not path:
+        raise SettingError("healthy: name a file, or set MILLRACE_ALIVE")
+    ailment = alive.ailment(Path(path), live=live)
+    print(ailment or "well")
+    return 1 if ailment else 0
 
 
 def _order(command: str, args: dict[str, Any]) -> int:
@@ -188,6 +219,19 @@ def _parser() -> argparse.ArgumentParser:
     text = "print a new key, and the line for the key file: the file holds its hash alone"
     new = actions.add_parser("new", help=text, description=text, allow_abbrev=False)
     new.add_argument("--tenant", required=True, help="whose key it is")
+    made["broker"].add_argument(
+        "folder", type=Path, help="gets a folder for nats-server and one for each role"
+    )
+    made["broker"].add_argument(
+        "--nats", default="nats:4222", help="where the roles will reach it (default: nats:4222)"
+    )
+    made["broker"].add_argument(
+        "--store", default="/data", help="where it keeps its streams (default: /data)"
+    )
+    made["healthy"].add_argument(
+        "file", type=Path, nargs="?", help="as its --alive names it (default: $MILLRACE_ALIVE)"
+    )
+    made["healthy"].add_argument("--live", action="store_true", help="whether it runs, ready or not")
     made["ps"].add_argument("--json", action="store_true", help="print a JSON list")
     made["scale"].add_argument("size", metavar="role=number", help="like engine=3")
     made["restart"].add_argument("role", nargs="?", help="gateway, tokenizer, engine, detokenizer or nats")

@@ -10,11 +10,12 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from millrace import settings
+from millrace import alive, settings
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.messages import Here
@@ -59,11 +60,20 @@ def _builder(role: Role) -> Build:
     return build
 
 
+def _nats(given: settings.Process) -> str:
+    if not given.nats_file:
+        return given.nats
+    try:
+        return Path(given.nats_file).read_text().strip()
+    except OSError as error:
+        raise settings.SettingError(f"nats_file: {error}") from None
+
+
 async def _live(role: Role, given: settings.Process, id: str) -> int:
     stopping = asyncio.Event()
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, stopping.set)
-    connecting = asyncio.ensure_future(Bus.connect(given.nats, role, id))
+    connecting = asyncio.ensure_future(Bus.connect(_nats(given), role, id))
     build = _builder(role)  # its imports take a while, and so may NATS
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -77,6 +87,8 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
 
     async def tell() -> None:
         bus.publish(PRESENCE.to(role), actor.here(state, os.getpid()))
+        if given.alive:
+            alive.tell(Path(given.alive), state)
 
     async def tell_on() -> None:
         while True:

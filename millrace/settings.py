@@ -14,6 +14,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What every process takes."""
 
     nats: str = "nats://127.0.0.1:4222"  # with the role's user and password, where NATS asks for them
+    nats_file: str = ""  # a file that has that address, as a container gets its secrets
+    alive: str = ""  # a file that says twice a second how the process is, for `millrace healthy`
     id: str = ""  # a name for this boot; a random one if empty
     log: str = "info"
 

@@ -282,3 +282,25 @@ def test_a_password_can_stay_a_variable() -> None:
 
     assert "password: $ENGINE_PASSWORD" in text
     assert 'listen: "0.0.0.0:4222"' in text
+
+
+def test_what_is_provisioned_for_a_server_elsewhere_is_kept(tmp_path: Path) -> None:
+    """Run again, as before every start: the same passwords, in the server's file and the roles'."""
+    broker.provision(tmp_path, "nats:4222", "/data")
+    first = {role: (tmp_path / role / "nats.url").read_text() for role in Role}
+    broker.provision(tmp_path, "nats:4222", "/data")
+
+    assert {role: (tmp_path / role / "nats.url").read_text() for role in Role} == first
+    config = (tmp_path / "nats" / "nats.conf").read_text()
+    for role, url in first.items():
+        assert url.startswith(f"nats://{role}:") and url.endswith("@nats:4222\n")
+        assert url.split(":")[2].split("@")[0] in config
+        assert (tmp_path / role / "nats.url").stat().st_mode & 0o077 == 0
+
+
+def test_an_address_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    """Before anything is written."""
+    with pytest.raises(ValueError, match="'nats' is not an address"):
+        broker.provision(tmp_path, "nats", "/data")
+
+    assert list(tmp_path.iterdir()) == []
