@@ -51,6 +51,8 @@ HELP = {
     "model": "the model to serve",
     "models": "where models are kept (default: $XDG_DATA_HOME/millrace/models)",
     "max_len": "shorten the model's context to this many tokens (0: as the model has it)",
+    "tool_parser": "how the model writes tool calls: none, hermes, llama3_json, mistral or pythonic",
+    "reasoning_parser": "how the model writes reasoning: none, deepseek_r1 or qwen3",
     "slots": "sequences that run at once",
     "chunk": "prompt tokens that may join one decode step",
     "prefix_cache_mb": "MiB for the keys and values of prompts and answers that may come again (0: none)",
@@ -258,7 +260,7 @@ def _add_flags(
         else:
             if only is None and field.default != "" and "default" not in text:
                 text += f" (default: {field.default})"
-            parser.add_argument(flag, metavar="TEXT" if field.type is str else "N", help=text)
+            parser.add_argument(flag, metavar="N" if field.type in (int, float) else "TEXT", help=text)
         added.add(field.name)
     return added
 

@@ -26,6 +26,10 @@ class Chat(Message, frozen=True):
     messages: bytes  # JSON, as the client sent them after validation
     tools: bytes = b""
     template_args: bytes = b""
+    effort: str = ""  # of reasoning, where the template or the model knows such a thing
+    must_call: bool = False  # some tool; else it may
+    callable: list[str] = []  # the tools that may be called; []: all of them
+    one_call: bool = False  # at most
 
 
 class Text(Message, frozen=True):
@@ -72,6 +76,7 @@ class Admitted(Message, frozen=True):
     seq: int
     prompt_tokens: int
     max_tokens: int
+    thinking: bool = False  # the prompt ends inside of reasoning, which the answer goes on with
 
 
 class Refused(Message, frozen=True):
@@ -255,6 +260,14 @@ class Orphan(Message, frozen=True):
     lease: str
 
 
+class Voice(msgspec.Struct, array_like=True, frozen=True):
+    """How a model writes what is more than content, by vLLM's names of the parsers; "": it does not."""
+
+    calls: str = ""
+    reasoning: str = ""
+    ends: list[str] = []  # not empty: a call's tags are control tokens, and these texts end an answer
+
+
 class Here(Message, frozen=True):
     """Sent every half second, and at once when the state changes."""
 
@@ -267,6 +280,7 @@ class Here(Message, frozen=True):
     model: str = ""  # what it serves, by the name clients use
     max_len: int = 0  # the model's context, as a tokenizer announces it
     counts: dict[str, int] = {}  # what went wrong so far: poisoned, dropped, ...
+    voice: Voice = Voice()  # as a tokenizer announces it
 
 
 # 10. what is kept of a job that was given up

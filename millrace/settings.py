@@ -5,7 +5,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -40,6 +40,9 @@ class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "demo"
     models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
     max_len: int = 0  # shorten the model's context; 0: as the model has it
+    # How the model writes tool calls and reasoning; auto: as its chat template shows it.
+    tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic"] = "auto"
+    reasoning_parser: Literal["auto", "none", "deepseek_r1", "qwen3"] = "auto"
 
 
 class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):

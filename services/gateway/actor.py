@@ -75,6 +75,7 @@ class Live:
     def __init__(self, entry: Entry, cancel: Callable[[str], None]):
         self.request = entry.request
         self.prompt_tokens = 0
+        self.thinking = False
         self._entry = entry
         self._cancel = cancel
         self.eager: Callable[[list[Piece]], bool] | None = None
@@ -203,7 +204,7 @@ class GatewayActor(Actor):
             traceparent=child_of(ask.visit.traceparent),
             stops=ask.stops,
             include_stop=ask.include_stop,
-            keep_special=ask.keep_special,
+            keep_special=ask.keep_special or self._tags_hidden(ask),
         )
         live = Live(entry, self.cancel)
         allowance = ask.visit.allowance
@@ -226,8 +227,13 @@ class GatewayActor(Actor):
         if allowance and not entry.ended:
             charged = entry.prompt_tokens + (ask.max_tokens or 0)
             allowance.spend(charged)
-        live.prompt_tokens = entry.prompt_tokens
+        live.prompt_tokens, live.thinking = entry.prompt_tokens, entry.thinking
         return live
+
+    def _tags_hidden(self, ask: Ask) -> bool:
+        """Whether the tags of its calls are control tokens, which have to be shown to be read."""
+        model = self._models.get(ask.model)
+        return ask.calls != 0 and model is not None and bool(model.voice.ends)
 
     async def _admit(self, entry: Entry, prompt: m.Prompt) -> None:
         """Have a job made of it. Repeating is harmless, so silence is answered by asking again."""
@@ -244,6 +250,7 @@ class GatewayActor(Actor):
                 pass
             else:
                 if isinstance(answer, m.Admitted):
+                    entry.thinking = answer.thinking
                     self._do(
                         self._ledger.admitted(
                             entry.request, answer.seq, answer.prompt_tokens, time.monotonic()
@@ -301,7 +308,7 @@ class GatewayActor(Actor):
         now = time.monotonic()
         self._seen[here.id] = here, now
         if here.role == Role.TOKENIZER and here.model not in self._models:
-            self._models[here.model] = Model(here.model, here.max_len, int(time.time()))
+            self._models[here.model] = Model(here.model, here.max_len, int(time.time()), here.voice)
             key = model_key(here.model)
             self._declared.add(key)
             await self.bus.declare_consumer(JOBS.name, consumer(key))

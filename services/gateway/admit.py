@@ -9,7 +9,17 @@ from millrace.messages import Chat, Ids, Sampling, Text
 from services.gateway.body import depth, refused
 from services.gateway.desk import Ask
 from services.gateway.visit import Visit
-from services.gateway.wire import MAX_DEPTH, Body, ChatBody, TextBody, Turn
+from services.gateway.wire import (
+    MAX_DEPTH,
+    MAX_TOOL_DEPTH,
+    Body,
+    ChatBody,
+    OneTool,
+    SomeTools,
+    TextBody,
+    Tool,
+    Turn,
+)
 
 DEFAULT_COMPLETION = 16
 """What `/v1/completions` gives without `max_tokens`, as OpenAI has it."""
@@ -29,6 +39,8 @@ def chat(body: ChatBody, visit: Visit) -> Ask:
     asked = Chat(
         messages=msgspec.json.encode([_plain(turn, index) for index, turn in enumerate(body.messages)]),
         template_args=msgspec.json.encode(kwargs) if kwargs else b"",
+        effort=body.reasoning_effort or "",
+        **_tools(body),
     )
     return _ask(body, asked, limit if limit is not None else older, visit)
 
@@ -44,6 +56,9 @@ def _ask(body: Body, asked: Chat | Text | Ids, limit: int | None, visit: Visit) 
         raise refused(
             "min_tokens", f"'min_tokens' is {least}, more than the {limit} tokens asked for at most."
         )
+    calls: int | None = 0
+    if isinstance(asked, Chat) and asked.tools:
+        calls = 1 if asked.one_call else None
     return Ask(
         model=body.model,
         input=asked,
@@ -56,7 +71,56 @@ def _ask(body: Body, asked: Chat | Text | Ids, limit: int | None, visit: Visit) 
         include_stop=bool(body.include_stop_str_in_output),
         keep_special=body.skip_special_tokens is False,
         visit=visit,
+        calls=calls,
     )
+
+
+def _tools(body: ChatBody) -> dict[str, Any]:
+    """What a `Chat` says of tools. With `none` the model is not told of them, so that it calls none."""
+    tools, choice = body.tools or [], body.tool_choice
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise refused("tool_choice", "'tool_choice' needs 'tools' to choose from.")
+        return {}
+    names = [tool.function.name for tool in tools]
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}].function"
+        if tool.function.name in names[:index]:
+            raise refused(f"{where}.name", f"Two tools have the name '{tool.function.name}'.")
+        if not depth(tool.function.parameters, MAX_TOOL_DEPTH):
+            raise refused(
+                f"{where}.parameters", f"'{where}.parameters' is nested deeper than {MAX_TOOL_DEPTH}."
+            )
+        if tool.function.parameters and tool.function.parameters.get("type", "object") != "object":
+            raise refused(f"{where}.parameters", f"'{where}.parameters' is not the schema of an object.")
+    if choice == "none":
+        return {}
+    must, allowed = choice == "required", []
+    match choice:
+        case OneTool(function):
+            must, allowed = True, [function.name]
+        case SomeTools(some):
+            must, allowed = some.mode == "required", [tool.function.name for tool in some.tools]
+            if not allowed:
+                raise refused("tool_choice", "'tool_choice' allows no tool: say 'none'.")
+    for name in allowed:
+        if name not in names:
+            raise refused("tool_choice", f"'tool_choice' names '{name[:64]}', which is not in 'tools'.")
+    return {
+        "tools": msgspec.json.encode([{"type": "function", "function": _spec(tool)} for tool in tools]),
+        "must_call": must,
+        "callable": allowed,
+        "one_call": body.parallel_tool_calls is False or isinstance(choice, OneTool),
+    }
+
+
+def _spec(tool: Tool) -> dict[str, Any]:
+    """What the client said of it, in the order that models were shown."""
+    spec = tool.function
+    said: dict[str, Any] = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
+    if spec.strict:
+        said["strict"] = True
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def _sampling(body: Body) -> Sampling:

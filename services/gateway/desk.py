@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from millrace.messages import Chat, Finish, Ids, Sampling, Text
+from millrace.messages import Chat, Finish, Ids, Sampling, Text, Voice
 from services.gateway.visit import Visit
 
 
@@ -23,6 +23,7 @@ class Ask:
     include_stop: bool
     keep_special: bool
     visit: Visit  # whose it is, how long it may take, and its trace
+    calls: int | None = 0  # tool calls that it may make; None: any number
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Answer(Protocol):
 
     request: str  # the internal id
     prompt_tokens: int
+    thinking: bool  # the prompt has opened the reasoning
     eager: Callable[[list[Piece]], bool] | None
     """Offered new pieces the moment they are there. Those it takes (True) do not come from `pieces`."""
 
@@ -59,11 +61,16 @@ class Answer(Protocol):
         ...
 
 
+SILENT = Voice()
+"""Content and nothing else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     name: str
     max_len: int
     since: int  # unix seconds
+    voice: Voice = SILENT
 
 
 class Desk(Protocol):

@@ -35,6 +35,7 @@ class Entry:
     seq: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    thinking: bool = False
     checked_at: float = 0.0
     # who has it; no engine: it is queued
     epoch: int = 0

@@ -20,6 +20,9 @@ MAX_STOP_CHARS = 256
 
 MAX_BIAS = 1024
 """Each entry is looked at in every step."""
+MAX_TOOLS = 128
+MAX_TOOL_DEPTH = 32
+"""Of a function's schema. Its tools' number is OpenAI's limit."""
 
 MAX_DEPTH = 16
 """Of `chat_template_kwargs`, which travels on to be decoded again, further down a stack."""
@@ -74,6 +77,37 @@ class Turn(Struct, forbid_unknown_fields=True):
     function_call: None = None
 
 
+class Spec(Struct, forbid_unknown_fields=True):
+    """A function that may be called."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # a JSON schema; none: it takes nothing
+    strict: bool | None = None
+
+
+class Tool(Struct, forbid_unknown_fields=True):
+    function: Spec
+    type: Literal["function"] = "function"
+
+
+class Named(Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class OneTool(Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    function: Named
+
+
+class AllowedTools(Struct, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: list[OneTool]
+
+
+class SomeTools(Struct, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
+    allowed_tools: AllowedTools
+
+
 class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -124,11 +158,11 @@ class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
 
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[Raw] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | OneTool | SomeTools | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     modalities: list[str] | None = None
 
     # Accepted and ignored: they change nothing in an answer.
@@ -172,11 +206,9 @@ NOT_YET: dict[str, Callable[[Any], bool]] = {
     "best_of": _one,
     "logprobs": lambda value: value is None or value is False,
     "top_logprobs": _zero,
-    "tools": _zero,
-    "tool_choice": lambda value: value in (None, "none", "auto"),
     "response_format": lambda value: value is None or value.type == "text",
     "structured_outputs": _no_json,
-    "reasoning_effort": _unset,
+    "tool_choice": lambda value: value in (None, "none", "auto"),
     "modalities": lambda value: value in (None, ["text"]),
     "echo": _zero,
     "suffix": _unset,

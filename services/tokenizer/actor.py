@@ -1,7 +1,9 @@
 """The tokenizer's I/O: a prompt in, a job in the queue, an answer that says where or why not."""
 
+import asyncio
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -10,10 +12,11 @@ from millrace import models, settings
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.errors import Code, Failure
-from millrace.messages import Here, Message
+from millrace.messages import Here, Message, Voice
 from millrace.subjects import JOB, TOKENIZER, Role, model_key
 from millrace.telemetry import Context
 from services.tokenizer.encode import Encoder
+from services.tokenizer.voice import thinking
 
 STORE_S = 1.0
 """A full disk answers nothing at all, and a healthy store answers in milliseconds."""
@@ -25,18 +28,21 @@ CREDIT = 32
 async def build(bus: Bus, given: settings.Tokenizer, id: str) -> "TokenizerActor":
     folder = models.find(given.model, given.models)
     max_len = min(folder.max_len, given.max_len or folder.max_len)
-    return TokenizerActor(bus, id, folder.name, Encoder.load(folder.text), max_len)
+    encoder = await asyncio.to_thread(Encoder.load, folder.text)
+    speaks = encoder.voice(calls=given.tool_parser, reasoning=given.reasoning_parser)
+    return TokenizerActor(bus, id, folder.name, encoder, max_len, speaks)
 
 
 class TokenizerActor(Actor):
     role = Role.TOKENIZER
 
-    def __init__(self, bus: Bus, id: str, name: str, encoder: Encoder, max_len: int):
+    def __init__(self, bus: Bus, id: str, name: str, encoder: Encoder, max_len: int, voice: Voice):
         super().__init__(bus, id)
         self._name = name
         self._key = model_key(name)
         self._encoder = encoder
         self._max_len = max_len
+        self._voice = voice
         self._under_way = 0
 
     async def start(self) -> None:
@@ -46,7 +52,16 @@ class TokenizerActor(Actor):
     def here(self, state: str, pid: int) -> Here:
         counts = dict(self.bus.counts)
         return Here(
-            self.role, self.id, pid, state, self._under_way, CREDIT, self._name, self._max_len, counts
+            self.role,
+            self.id,
+            pid,
+            state,
+            self._under_way,
+            CREDIT,
+            self._name,
+            self._max_len,
+            counts,
+            self._voice,
         )
 
     async def drain(self) -> None:
@@ -80,14 +95,23 @@ class TokenizerActor(Actor):
         # Asked twice, stored once: the gateway repeats a prompt whose answer it never got.
         msg_id = f"{prompt.request}:{prompt.attempt}"
         seq = await self.bus.store(JOB.to(self._key), job, msg_id, STORE_S, context)
-        return m.Admitted(prompt.request, seq, len(ids), max_tokens)
+        begun = isinstance(prompt.input, m.Chat) and thinking(self._voice, self._encoder.tail(ids))
+        return m.Admitted(prompt.request, seq, len(ids), max_tokens, begun)
 
     def _ids(self, given: m.Chat | m.Text | m.Ids) -> list[int]:
         match given:
             case m.Chat():
-                tools = msgspec.json.decode(given.tools) if given.tools else None
-                args = msgspec.json.decode(given.template_args) if given.template_args else None
-                return self._encoder.chat(msgspec.json.decode(given.messages), tools=tools, kwargs=args)
+                tools = _shown(given.tools) if given.tools else None
+                if tools and not self._voice.calls:
+                    raise Failure(
+                        Code.INVALID_REQUEST,
+                        "this model has no form of tool calls that is known",
+                        param="tools",
+                    )
+                args = msgspec.json.decode(given.template_args) if given.template_args else {}
+                return self._encoder.chat(
+                    msgspec.json.decode(given.messages), tools=tools, kwargs=self._effort(given.effort) | args
+                )
             case m.Text():
                 ids = self._encoder.encode(given.text)
             case m.Ids():
@@ -105,6 +129,26 @@ class TokenizerActor(Actor):
                     f"token id {id} is outside the vocabulary of {self._encoder.vocab_size}",
                     param=param,
                 )
+
+    def _effort(self, effort: str) -> dict[str, Any]:
+        """Of reasoning, as the template takes it: by name, or as a switch for all of it."""
+        if not effort:
+            return {}
+        if self._encoder.knows("reasoning_effort"):
+            return {"reasoning_effort": effort}
+        if self._encoder.knows("enable_thinking"):
+            return {"enable_thinking": effort != "none"}
+        raise Failure(
+            Code.INVALID_REQUEST, "this model's effort of reasoning cannot be set", param="reasoning_effort"
+        )
+
+
+def _shown(tools: bytes) -> list[dict[str, Any]]:
+    """The tools as the template shows them: how strictly they are held to is nothing to tell a model."""
+    shown: list[dict[str, Any]] = msgspec.json.decode(tools)
+    for tool in shown:
+        tool["function"].pop("strict", None)
+    return shown
 
 
 def room(prompt: int, wanted: int | None, max_len: int) -> int:

@@ -278,6 +278,7 @@ class ChatTemplate:
     def __init__(
         self, source: str, *, special_tokens: Mapping[str, Any] | None = None, max_chars: int = MAX_CHARS
     ):
+        self.source = source
         self._special_tokens = dict(special_tokens or {})
         self._max_chars = max_chars
         sandbox = _Sandbox()

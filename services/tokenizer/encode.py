@@ -30,13 +30,16 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from millrace.errors import Code, Failure
+from millrace.messages import Voice
 from millrace.models import inside, read_json
+from services.tokenizer import voice
 from services.tokenizer.chat import ChatTemplate
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NO_LIMIT = 1 << 31  # the reference writes 1e30 where a tokenizer knows no length
 MARK_LENGTH = 8  # characters of 16 random bits each: nobody writes that by chance, or twice
 PRIVATE_PLANE = 0xF0000  # private use: no letter, no white space, nothing that a template would change
+TAIL = 8  # tokens: a tag that the template ended with, spelled out letter by letter, and white space
 MAX_DEPTH = 64  # of a tool's schema; far below Python's own limit
 
 
@@ -133,6 +136,20 @@ class Encoder:
             )
         except (AttributeError, KeyError, TypeError) as error:  # JSON, but not of the shape that it should be
             raise ValueError(f"{folder / 'tokenizer_config.json'}: {error!r}") from None
+
+    def voice(self, *, calls: str, reasoning: str) -> Voice:
+        """How the model speaks, where that is not set to something else than "auto"."""
+        template = "\n".join(template.source for template in self._templates.values())
+        ends = [token for id in self.eos_ids if (token := self._tokenizer.id_to_token(id))]
+        return voice.of(template, calls=calls, reasoning=reasoning, controls=self._controls.id_of, ends=ends)
+
+    def tail(self, ids: list[int]) -> str:
+        """The end of a prompt's text, its control tokens too."""
+        return self._tokenizer.decode(ids[-TAIL:], skip_special_tokens=False)
+
+    def knows(self, argument: str) -> bool:
+        """Whether the chat template reads an argument of this name."""
+        return any(argument in template.arguments for template in self._templates.values())
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """A raw completion's prompt, with what the tokenizer itself puts around a text (often a BOS)."""

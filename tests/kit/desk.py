@@ -29,6 +29,7 @@ class ScriptedAnswer:
         self.request = f"gw1-{secrets.token_hex(16)}"
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
+        self.thinking = False
         self.eager: Callable[[list[Piece]], bool] | None = None
         self.cancelled = asyncio.Event()
         self.taken = 0  # steps

@@ -121,12 +121,10 @@ def test_parameters_without_effect() -> None:
         ("n", 2),
         ("logprobs", True),
         ("top_logprobs", 1),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("response_format", {"type": "json_object"}),
         ("structured_outputs", {"choice": ["a"]}),
-        ("reasoning_effort", "high"),
         ("modalities", ["text", "audio"]),
     ],
 )

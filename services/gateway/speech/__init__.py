@@ -15,7 +15,17 @@ from typing import Protocol
 from millrace.messages import Chat, Voice
 from services.gateway.desk import Answer, Ask, Model, Piece
 from services.gateway.speech.json_calls import Hermes, Llama3, Mistral
-from services.gateway.speech.parts import Arguments, Call, Content, End, Part, Reason, Reasoning, Saying, Spoken
+from services.gateway.speech.parts import (
+    Arguments,
+    Call,
+    Content,
+    End,
+    Part,
+    Reason,
+    Reasoning,
+    Saying,
+    Spoken,
+)
 from services.gateway.speech.pythonic import Pythonic
 from services.gateway.speech.reader import CallReader
 from services.gateway.speech.thinking import Thinking
@@ -74,7 +84,9 @@ class Chain:
 class Speech:
     """Of one answer. Without a parser all text is content: `plain`, for surfaces that have a faster way."""
 
-    def __init__(self, parser: Parser | None = None, *, most_calls: int | None = None, ends: tuple[str, ...] = ()):
+    def __init__(
+        self, parser: Parser | None = None, *, most_calls: int | None = None, ends: tuple[str, ...] = ()
+    ):
         """`ends`: texts of the tokens that end an answer, where such are shown and have to be left out."""
         self._parser = parser
         self._most_calls = most_calls
@@ -104,7 +116,11 @@ class Speech:
 
     def _too_many(self, part: Saying) -> bool:
         """A client that wants one call at a time is told of the first."""
-        return isinstance(part, Call | Arguments) and self._most_calls is not None and part.index >= self._most_calls
+        return (
+            isinstance(part, Call | Arguments)
+            and self._most_calls is not None
+            and part.index >= self._most_calls
+        )
 
 
 def listen(ask: Ask, model: Model, answer: Answer) -> Speech:

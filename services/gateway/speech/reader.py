@@ -60,7 +60,12 @@ class Reader:
     # -- readings
 
     def until(
-        self, tags: tuple[str, ...], say: Callable[[str], None], *, first: str | None = None, trim: bool = False
+        self,
+        tags: tuple[str, ...],
+        say: Callable[[str], None],
+        *,
+        first: str | None = None,
+        trim: bool = False,
     ) -> Reading[str]:
         """Says all up to one of the tags, and tells which it was; "": the text is at its end.
 
