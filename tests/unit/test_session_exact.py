@@ -1,5 +1,6 @@
 """A sequence's logits are the same bits alone and in company, decoded and prefilled, in any slot."""
 
+import itertools
 import random
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from millrace.convert import card, convert
+from millrace.convert import calibrate, card, convert
 from millrace.convert.card import Quant
+from millrace.convert.network import Linear, Plan
 from millrace.messages import Sampling
 from services.engine import prepare
 from services.engine.prefix import BLOCK, Prefixes
@@ -104,6 +106,10 @@ def together(
                 alive.discard(output.request)
 
 
+def mix(plan: Plan, linear: Linear, kernel: str) -> None:
+    plan.kernels[linear.name] = kernel
+
+
 @pytest.mark.parametrize(
     ("family", "quant"),
     [
@@ -114,12 +120,22 @@ def together(
         ("loud keys", "int8"),
         ("gemma2", "int8"),
         ("gemma3", "int4"),
+        ("mixed", "int8"),
+        ("mixed", "int4"),
     ],
 )
-def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: Quant) -> None:
-    """Through the real scheduler, with joins, late grants, drops, resumes and shared prefixes."""
+def test_logits_do_not_depend_on_company(
+    tmp_path: Path, family: str, quant: Quant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the real scheduler, with joins, late grants, drops, resumes and shared prefixes; in every
+    arithmetic."""
+    if family == "mixed":
+        family, kernels = "llama2", itertools.cycle([quant, "wide", "int8", "fine"])
+        monkeypatch.setattr(
+            calibrate, "arithmetic", lambda a, plan, linear, x: mix(plan, linear, next(kernels))
+        )
     write_checkpoint(tmp_path / "hub", FAMILIES[family])
-    folder = convert(tmp_path / "hub", tmp_path / "model", quant)
+    folder = convert(tmp_path / "hub", tmp_path / "model", quant, accept=True)
     graphs = prepare.prepared(folder, tmp_path)
     model = OrtModel(
         folder,
