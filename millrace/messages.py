@@ -19,6 +19,29 @@ class Message(msgspec.Struct, array_like=True, frozen=True, tag=str.lower):
     pass
 
 
+# 0. what every hop may tell of itself
+
+
+class Mark(msgspec.Struct, array_like=True, frozen=True):
+    """Something that happened at one moment of a hop."""
+
+    name: str
+    at: float
+    tokens: int = 0
+
+
+class Hop(msgspec.Struct, array_like=True, frozen=True):
+    """A finished part of a request's way, as the process that did it saw it. Times are unix seconds."""
+
+    name: str
+    began: float
+    ended: float
+    epoch: int = 0  # 0: before any engine had it
+    notes: dict[str, str | int | float] = {}
+    marks: list[Mark] = []
+    links: list[str] = []  # traceparents of the requests it was done for, where that is not one
+
+
 # 1. gateway -> tokenizer (request), and its two answers
 
 
@@ -77,6 +100,8 @@ class Admitted(Message, frozen=True):
     prompt_tokens: int
     max_tokens: int
     thinking: bool = False  # the prompt ends inside of reasoning, which the answer goes on with
+    tokenizer: str = ""
+    hops: list[Hop] = []
 
 
 class Refused(Message, frozen=True):
@@ -268,6 +293,15 @@ class Voice(msgspec.Struct, array_like=True, frozen=True):
     ends: list[str] = []  # not empty: a call's tags are control tokens, and these texts end an answer
 
 
+class Hops(Message, frozen=True):
+    """Told to the owner as hops end, so that they outlive the process that tells of them."""
+
+    role: str
+    id: str
+    request: str  # "": of several requests at once, as an engine's step
+    hops: list[Hop]
+
+
 class Here(Message, frozen=True):
     """Sent every half second, and at once when the state changes."""
 
@@ -297,7 +331,7 @@ class DeadLetter(Message, frozen=True):
 
 ToTokenizer = Prompt
 FromTokenizer = Admitted | Refused
-ToGateway = Claim | Recall | Delta | Yielded
+ToGateway = Claim | Recall | Delta | Yielded | Hops
 ClaimReply = Granted | Wait | Gone
 RecallReply = Opened | Gone
 ToEngine = Ping | Resend | Release

@@ -18,6 +18,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     alive: str = ""  # a file that says twice a second how the process is, for `millrace healthy`
     id: str = ""  # a name for this boot; a random one if empty
     log: str = "info"
+    log_format: str = "auto"  # json, text, or auto: text on a terminal
 
 
 class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +35,8 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pings: int = 3  # unanswered ones until the engine counts as gone
     slow_reader: int = 1 << 20  # bytes a client may leave unread before its stream is closed
     slow_reader_s: float = 30.0
+    trace_file: str = ""  # where traces are kept, as `millrace up` has it; empty: nowhere
+    trace_content: bool = False  # whether traces hold what was asked and answered
 
 
 class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +53,7 @@ class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
     slots: int = 16
     chunk: int = 64  # prompt tokens that may join one decode step
+    step_spans: float = 2.0  # engine.step spans a second, as a sample; 0: none
     max_len: int = 0
     prefix_cache_mb: int = 512
     # The simulated model's costs. A step takes step + row x decoding rows + token x prompt tokens.

@@ -59,7 +59,7 @@ TOKENIZER = Subject(
 JOB = Subject("mr.job.{}", (m.Job,), (), (T,), (), "stored in JOBS; pulled by the model's engines")
 GATEWAY = Subject(
     "mr.gw.{}",
-    (m.Claim, m.Recall, m.Delta, m.Yielded),
+    (m.Claim, m.Recall, m.Delta, m.Yielded, m.Hops),
     (m.Granted, m.Wait, m.Gone, m.Opened),
     (E, D),
     (G,),

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from millrace import control, messages, models, panel, settings
+from millrace import control, messages, models, panel, settings, tracefile
 from millrace.broker import Broker, binary
 from millrace.child import Child, ending
 from millrace.control import ControlError, Row, Say
@@ -258,6 +258,7 @@ class Supervisor:
             env["MILLRACE_FD"] = str(fds[0])
             env["MILLRACE_HOST"] = self._given.host
             env["MILLRACE_PORT"] = str(self._given.port)
+            env["MILLRACE_TRACE_FILE"] = str(self._folder / tracefile.FOLDER / f"{self._name(seat)}.jsonl")
         # -P: a file in the user's directory is not a module of ours, whatever its name.
         child = Child([sys.executable, "-P", "-m", "millrace.cli", role], env, self._log(seat), fds)
         seat.begin(id, child)
@@ -266,8 +267,12 @@ class Supervisor:
     def _log(self, seat: Seat) -> Path:
         if seat.role == NATS:
             return self._broker.log
-        name = seat.role if seat.number == 1 else f"{seat.role}_{seat.number}"
-        return self._folder / "log" / f"{name}.log"
+        return self._folder / "log" / f"{self._name(seat)}.log"
+
+    @staticmethod
+    def _name(seat: Seat) -> str:
+        """Of its files, whoever sits in it."""
+        return seat.role if seat.number == 1 else f"{seat.role}_{seat.number}"
 
     # -- what it sees
 

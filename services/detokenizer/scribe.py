@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from millrace import messages as m
+from millrace.subjects import Role
 from services.detokenizer.stops import StopMatcher
 
 FORGET_S = 60.0
@@ -30,7 +31,7 @@ class Ask:
     recall: m.Recall
 
 
-Effect = m.Delta | m.Resend | Ask
+Effect = m.Delta | m.Resend | m.Hops | Ask
 
 
 @dataclass(slots=True)
@@ -42,6 +43,8 @@ class Transcript:
     decoder: Decoder
     matcher: StopMatcher
     heard_at: float
+    began_at: float = 0.0  # its first token came; 0: not yet
+    told: bool = False  # the owner knows how long it took
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish: m.Finish = ""
@@ -68,9 +71,12 @@ class Transcript:
 
 
 class Scribe:
-    def __init__(self, id: str, decoder: Callable[[bool], Decoder]):
-        """`decoder(keep_special)` makes a fresh one."""
+    def __init__(
+        self, id: str, decoder: Callable[[bool], Decoder], wall: Callable[[float], float] = lambda at: at
+    ):
+        """`decoder(keep_special)` makes a fresh one; `wall` makes unix seconds of its times."""
         self.id = id
+        self._wall = wall
         self.live: dict[str, Transcript] = {}
         self.counts: Counter[str] = Counter()
         self._decoder = decoder
@@ -97,12 +103,29 @@ class Scribe:
                     effects.append((frame.engine, m.Resend([gap])))
             else:
                 transcript.heard_at = now
+                transcript.began_at = transcript.began_at or now
                 self._hear(transcript, run)
+                if transcript.finish:
+                    effects += self._tell(run.request, transcript, now)
                 part = transcript.said(run.request, run.index)
                 if part.tokens:
                     said.setdefault(owner, []).append(part)
         effects += [(owner, m.Delta(frame.engine, self.id, parts)) for owner, parts in said.items()]
         return effects
+
+    def _tell(self, request: str, transcript: Transcript, now: float) -> list[tuple[str, Effect]]:
+        """How long it took, once."""
+        if transcript.told or not transcript.began_at:
+            return []
+        transcript.told = True
+        hop = m.Hop(
+            "detokenize",
+            self._wall(transcript.began_at),
+            self._wall(now),
+            transcript.epoch,
+            {"tokens": len(transcript.tokens)},
+        )
+        return [(m.owner_of(request), m.Hops(Role.DETOKENIZER, self.id, request, [hop]))]
 
     @staticmethod
     def _fenced(transcript: Transcript, run: m.Run) -> bool:
@@ -120,6 +143,7 @@ class Scribe:
     def opened(self, opened: m.Opened, now: float) -> list[tuple[str, Effect]]:
         """Start, or start again, from what the owner has committed."""
         known = self.live.get(opened.request)
+        effects: list[tuple[str, Effect]] = []
         if known is None or known.epoch < opened.epoch or len(known.tokens) < len(opened.committed):
             transcript = Transcript(
                 opened.epoch,
@@ -131,7 +155,8 @@ class Scribe:
             for token in opened.committed:
                 transcript.add(token, "")
             self.live[opened.request] = transcript
-        effects: list[tuple[str, Effect]] = []
+            if known is not None:
+                effects += self._tell(opened.request, known, now)
         for engine, run in self._unknown.pop(opened.request, []):
             effects += self.frame(m.Frame(engine, [run]), now)
         return effects
@@ -140,11 +165,14 @@ class Scribe:
         """The owner knows nothing of it, or did not answer: it will ask for a resend if it wants one."""
         self._unknown.pop(request, None)
 
-    def release(self, release: m.Release) -> None:
+    def release(self, release: m.Release, now: float) -> list[tuple[str, Effect]]:
+        effects: list[tuple[str, Effect]] = []
         for ref in release.refs:
             known = self.live.get(ref.request)
             if known is not None and known.epoch <= ref.epoch:
+                effects += self._tell(ref.request, known, now)
                 del self.live[ref.request]
+        return effects
 
     def tick(self, now: float) -> None:
         for request, transcript in list(self.live.items()):

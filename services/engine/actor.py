@@ -11,9 +11,9 @@ from millrace.actor import Actor
 from millrace.bus import Bus, Delivery, Inbox, NoAnswer, NoResponder
 from millrace.messages import Here, Message
 from millrace.subjects import ENGINE, GATEWAY, Role, model_key
-from millrace.telemetry import Context
+from millrace.telemetry import Context, wall
 from services.engine import sim
-from services.engine.loop import Model, StepLoop
+from services.engine.loop import Model, Noted, StepLoop
 from services.engine.prefix import Prefixes
 from services.engine.roster import Ask, Effect, Roster
 from services.engine.scheduler import Chunk, Output, Scheduler, Step
@@ -32,7 +32,8 @@ async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
         model: Model = simulated(folder, given)
     else:
         model = await asyncio.to_thread(real, folder, given)
-    return EngineActor(bus, id, folder.name, given, model)
+    max_len = min(folder.max_len, given.max_len or folder.max_len)
+    return EngineActor(bus, id, folder.name, given, model, max_len)
 
 
 def real(folder: models.Model, given: settings.Engine) -> Model:
@@ -73,20 +74,24 @@ def simulated(folder: models.Model, given: settings.Engine) -> sim.SimModel:
 class EngineActor(Actor):
     role = Role.ENGINE
 
-    def __init__(self, bus: Bus, id: str, name: str, given: settings.Engine, model: Model):
+    def __init__(self, bus: Bus, id: str, name: str, given: settings.Engine, model: Model, max_len: int):
         super().__init__(bus, id)
         self._name = name
         self._slots = given.slots
         self._model = model
         loop = asyncio.get_running_loop()
         self._prefixes = Prefixes(model.places)
+        self._scheduler = Scheduler(given.slots, given.chunk, self._prefixes)
+        self._cache_size = given.slots * max_len  # tokens
         self._steps = StepLoop(
-            Scheduler(given.slots, given.chunk, self._prefixes),
+            self._scheduler,
             model,
             deliver=lambda outputs: loop.call_soon_threadsafe(self._stepped, outputs),
             failed=lambda error: loop.call_soon_threadsafe(self.fail, error),
+            noted=lambda noted: loop.call_soon_threadsafe(self._noted, noted),
+            notes_per_s=given.step_spans,
         )
-        self._roster = Roster(id, given.slots, self._steps, time.monotonic())
+        self._roster = Roster(id, given.slots, self._steps, time.monotonic(), wall)
         self._pull = bus.pull(model_key(name), lambda: self._roster.room, self._job)
 
     async def start(self) -> None:
@@ -100,10 +105,15 @@ class EngineActor(Actor):
         counts = {**self.bus.counts, **self._roster.counts, **self._prefixes.counts}
         return Here(self.role, self.id, pid, state, self._roster.load, self._slots, self._name, counts=counts)
 
+    @property
+    def _cache_used(self) -> float:
+        """Of the tokens that its slots could hold."""
+        return sum(sequence.computed for sequence in tuple(self._scheduler.running)) / self._cache_size
+
     async def drain(self) -> None:
         """Hand what runs to a peer at once: it goes on there from the tokens that were committed."""
         await self._pull.stop()
-        self._do(self._roster.leave())
+        self._do(self._roster.leave(time.monotonic()))
 
     async def stop(self) -> None:
         self._steps.stop()
@@ -112,7 +122,8 @@ class EngineActor(Actor):
     # -- what comes in
 
     async def _job(self, delivery: Delivery) -> None:
-        self._do(self._roster.job(delivery.job, delivery.lease, delivery.delivery, time.monotonic()))
+        now, traceparent = time.monotonic(), delivery.context.traceparent
+        self._do(self._roster.job(delivery.job, delivery.lease, delivery.delivery, now, traceparent))
 
     def _told(self, message: m.ToEngine, context: Context) -> Message | None:
         match message:
@@ -121,7 +132,7 @@ class EngineActor(Actor):
             case m.Resend():
                 self._do(self._roster.resend(message))
             case m.Release():
-                self._roster.release(message)
+                self._do(self._roster.release(message, time.monotonic()))
                 self._pull.wake()
         return None
 
@@ -144,6 +155,9 @@ class EngineActor(Actor):
             self.fail(error)
         if any(output.finish for output in outputs):
             self._pull.wake()
+
+    def _noted(self, noted: Noted) -> None:
+        self._do(self._roster.noted(noted, self._cache_used))
 
     async def _tick(self) -> None:
         while True:

@@ -27,22 +27,26 @@ from millrace.subjects import (
     consumer,
     model_key,
 )
-from millrace.telemetry import Context, child_of
+from millrace.telemetry import Context, child_of, is_sampled
 from services.gateway import app
 from services.gateway.desk import Answer, Ask, Model, Piece
 from services.gateway.entry import Entry
 from services.gateway.gate import Gate
+from services.gateway.journey import Journey
 from services.gateway.ledger import (
     Bury,
     Check,
     Delete,
     Effect,
     Ledger,
+    Lost,
     Probe,
     Resubmit,
     Settle,
     Watch,
 )
+from services.gateway.sight import Sight
+from services.gateway.visit import Visit
 
 TICK_S = 0.05
 SEEN_S = 2.0
@@ -117,6 +121,7 @@ class GatewayActor(Actor):
         self._gate = gate
         self._given = given
         self._ledger = Ledger(id, Watch(given.silence_ms / 1e3, given.pings))
+        self._sight = Sight(id, given, os.environ)
         self._seen: dict[str, tuple[Here, float]] = {}  # by id
         self._models: dict[str, Model] = {}
         self._declared: set[str] = set()
@@ -146,7 +151,7 @@ class GatewayActor(Actor):
             await asyncio.sleep(0.01)
 
     def here(self, state: str, pid: int) -> Here:
-        counts = {**self.bus.counts, **self._ledger.counts}
+        counts = {**self.bus.counts, **self._ledger.counts, **self._sight.counts}
         return Here(self.role, self.id, pid, state, len(self._ledger.entries), counts=counts)
 
     async def reconnected(self) -> None:
@@ -159,6 +164,10 @@ class GatewayActor(Actor):
         if self._serving:
             await self._serving.stop(self._given.drain_s)
 
+    async def stop(self) -> None:
+        await super().stop()
+        await asyncio.to_thread(self._sight.close)
+
     async def _declare(self) -> None:
         for stream in STREAMS:
             config = stream.config()
@@ -169,6 +178,17 @@ class GatewayActor(Actor):
             await self.bus.declare_stream(config)
         for key in self._declared:
             await self.bus.declare_consumer(JOBS.name, consumer(key))
+
+    # -- those who come and go
+
+    def sampled(self) -> bool:
+        return self._sight.sampled()
+
+    def arrived(self, visit: Visit) -> None:
+        self._sight.arrived(visit)
+
+    def left(self, visit: Visit) -> None:
+        self._sight.left(visit, time.monotonic())
 
     # -- the desk: what the HTTP face asks
 
@@ -201,7 +221,7 @@ class GatewayActor(Actor):
             model=ask.model,
             opened_at=now,
             deadline=now + ask.visit.deadline_s,
-            traceparent=child_of(ask.visit.traceparent),
+            traceparent=child_of(ask.visit.traceparent, sampled=is_sampled(ask.visit.traceparent)),
             stops=ask.stops,
             include_stop=ask.include_stop,
             keep_special=ask.keep_special or self._tags_hidden(ask),
@@ -211,6 +231,7 @@ class GatewayActor(Actor):
         charged = 0
 
         def ended() -> None:
+            self._sight.ended(entry, time.monotonic())
             if allowance:
                 allowance.open -= 1
                 allowance.spend(entry.prompt_tokens + len(entry.committed) - charged)
@@ -218,9 +239,13 @@ class GatewayActor(Actor):
         if allowance:
             allowance.admit()
         entry.on_end = ended
+        journey = self._sight.opened(entry, ask.visit.traceparent, now)
         self._ledger.open(entry)
         try:
-            await self._admit(entry, prompt)
+            await self._admit(entry, prompt, journey)
+        except Failure as failure:
+            self._do(self._ledger.cancel(entry.request, failure))
+            raise
         except BaseException:
             self.cancel(entry.request)
             raise
@@ -235,12 +260,14 @@ class GatewayActor(Actor):
         model = self._models.get(ask.model)
         return ask.calls != 0 and model is not None and bool(model.voice.ends)
 
-    async def _admit(self, entry: Entry, prompt: m.Prompt) -> None:
+    async def _admit(self, entry: Entry, prompt: m.Prompt, journey: Journey | None) -> None:
         """Have a job made of it. Repeating is harmless, so silence is answered by asking again."""
         give_up = min(time.monotonic() + PATIENCE_S, entry.deadline)
         while True:
             now = time.monotonic()
             context = Context(entry.request, entry.traceparent, int((entry.deadline - now) * 1000))
+            if journey:
+                journey.tries += 1
             failure = Failure(Code.UNAVAILABLE, "no tokenizer answers", retry_after=1.0)
             try:
                 answer = await self.bus.request(
@@ -251,11 +278,10 @@ class GatewayActor(Actor):
             else:
                 if isinstance(answer, m.Admitted):
                     entry.thinking = answer.thinking
-                    self._do(
-                        self._ledger.admitted(
-                            entry.request, answer.seq, answer.prompt_tokens, time.monotonic()
-                        )
-                    )
+                    now = time.monotonic()
+                    if journey:
+                        journey.admitted(answer, now)
+                    self._do(self._ledger.admitted(entry.request, answer.seq, answer.prompt_tokens, now))
                     return
                 failure = answer.failure()
                 failure.retry_after = self._retry_after() if failure.meaning.retry else None
@@ -287,6 +313,8 @@ class GatewayActor(Actor):
             case m.Claim():
                 reply, effects = self._ledger.claim(message, now)
                 self._do(effects)
+                if isinstance(reply, m.Granted):
+                    self._sight.granted(reply, message.engine, now)
                 return reply
             case m.Recall():
                 answer, effects = self._ledger.recall(message)
@@ -294,6 +322,8 @@ class GatewayActor(Actor):
                 return answer
             case m.Yielded():
                 self._do(self._ledger.yielded(message, now))
+            case m.Hops():
+                self._sight.told(message)
         return None
 
     def _orphaned(self, orphan: m.Orphan, context: Context) -> None:
@@ -320,6 +350,7 @@ class GatewayActor(Actor):
         while True:
             now = time.monotonic()
             self._do(self._ledger.tick(now) if self.bus.up else self._ledger.expire(now))
+            self._sight.tick(now)
             for id, (_, at) in list(self._seen.items()):
                 if now - at > 60:
                     del self._seen[id]
@@ -354,6 +385,9 @@ class GatewayActor(Actor):
                     self.spawn(self.bus.delete(seq))
                 case Check(request, seq):
                     self.spawn(self._check(request, seq))
+                case Lost(request, engine, reason):
+                    log.warning("%s was taken from %s: %s", request, engine, reason)
+                    self._sight.lost(request, reason, time.monotonic())
                 case Resubmit(prompt):
                     self.spawn(self._resubmit(prompt))
                 case Bury(letter):
@@ -380,6 +414,6 @@ class GatewayActor(Actor):
         if entry is None:
             return
         try:
-            await self._admit(entry, prompt)
+            await self._admit(entry, prompt, self._sight.journey(prompt.request))
         except Failure as failure:
             self._do(self._ledger.cancel(prompt.request, failure))

@@ -73,7 +73,19 @@ class Model:
     voice: Voice = SILENT
 
 
-class Desk(Protocol):
+class Watch(Protocol):
+    """Who looks on as requests come and go."""
+
+    def sampled(self) -> bool:
+        """Whether the next one is to be traced."""
+        ...
+
+    def arrived(self, visit: Visit) -> None: ...
+
+    def left(self, visit: Visit) -> None: ...
+
+
+class Desk(Watch, Protocol):
     draining: bool
 
     async def open(self, ask: Ask) -> Answer:

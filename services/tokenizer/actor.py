@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from millrace.bus import Bus, Inbox
 from millrace.errors import Code, Failure
 from millrace.messages import Here, Message, Voice
 from millrace.subjects import JOB, TOKENIZER, Role, model_key
-from millrace.telemetry import Context
+from millrace.telemetry import Context, wall
 from services.tokenizer.encode import Encoder
 from services.tokenizer.voice import thinking
 
@@ -77,6 +78,7 @@ class TokenizerActor(Actor):
             self._under_way -= 1
 
     async def _admit(self, prompt: m.Prompt, context: Context) -> m.Admitted:
+        heard = time.monotonic()
         ids = self._ids(prompt.input)
         max_tokens = room(len(ids), prompt.max_tokens, self._max_len)
         self._known(prompt.stop_ids, "stop_token_ids")
@@ -94,9 +96,15 @@ class TokenizerActor(Actor):
         )
         # Asked twice, stored once: the gateway repeats a prompt whose answer it never got.
         msg_id = f"{prompt.request}:{prompt.attempt}"
+        made = time.monotonic()
         seq = await self.bus.store(JOB.to(self._key), job, msg_id, STORE_S, context)
+        stored = time.monotonic()
+        hops = [
+            m.Hop("tokenize", wall(heard), wall(made), notes={"tokens": len(ids)}),
+            m.Hop("publish", wall(made), wall(stored), notes={"seq": seq}),
+        ]
         begun = isinstance(prompt.input, m.Chat) and thinking(self._voice, self._encoder.tail(ids))
-        return m.Admitted(prompt.request, seq, len(ids), max_tokens, begun)
+        return m.Admitted(prompt.request, seq, len(ids), max_tokens, begun, self.id, hops)
 
     def _ids(self, given: m.Chat | m.Text | m.Ids) -> list[int]:
         match given:

@@ -57,6 +57,8 @@ def page() -> str:
             lines += [f"### {message.__name__}", ""]
         lines += [f"`[{', '.join([repr(message.__struct_config__.tag), *_fields(message)])}]`", ""]
     parts = [
+        messages.Mark,
+        messages.Hop,
         messages.Sampling,
         messages.Run,
         messages.Said,

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from millrace.errors import Failure
 from millrace.messages import Finish
 from services.gateway.desk import Ask, Model, Piece
+from services.gateway.visit import Visit
 
 Step = list[Piece] | float | Failure | asyncio.Event
 """Pieces that come together, a pause in seconds, a bad end, or something to wait for."""
@@ -64,6 +65,16 @@ class ScriptedDesk:
         self.opening: Callable[[Ask], Awaitable[None]] | None = None  # may wait, or raise a Failure
         self.served = [Model("sim", 4096, 1_700_000_000)]
         self.lacks: list[str] = []
+        self.visits: list[Visit] = []  # that are over
+
+    def sampled(self) -> bool:
+        return True
+
+    def arrived(self, visit: Visit) -> None:
+        pass
+
+    def left(self, visit: Visit) -> None:
+        self.visits.append(visit)
 
     async def open(self, ask: Ask) -> ScriptedAnswer:
         self.asks.append(ask)
