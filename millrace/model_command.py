@@ -41,6 +41,10 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     pull = action("pull", _pull, "get a model from the Hugging Face Hub, and convert it")
     pull.add_argument("repo", help="org/repo, or org/repo@revision")
     _conversion(pull)
+    take = action("import", _import, "take a model that others exported to ONNX into the store")
+    take.add_argument("folder", type=Path, help="of onnxruntime-genai's builder, optimum, or onnx-community")
+    take.add_argument("--graph", default="", help="its graph, where there are several")
+    take.add_argument("--name", help="its name in the store (default: the folder's)")
     convert.add_argument("folder", type=Path, help="config.json, safetensors, and the tokenizer's files")
     _conversion(convert)
     convert.add_argument("--out", type=Path, help="a new folder for it (default: the store)")
@@ -106,6 +110,10 @@ def _show(root: Path, name: str, as_json: bool) -> int:
     facts = {**msgspec.to_builtins(found), "bytes": f"{found.bytes} ({size(found.bytes)})"}
     width = max(map(len, facts))
     print("\n".join(f"{key:{width}}  {value}" for key, value in facts.items() if value))
+    if Path(found.folder, models.GUEST).is_file():
+        from millrace.guest import form
+
+        print("\n".join(form.load(Path(found.folder)).exactness))
     if known:
         rows = [(path, size(file.size), file.sha256) for path, file in known.files.items()]
         print(f"\n{table(('FILE', 'SIZE', 'SHA-256'), rows)}")
@@ -145,6 +153,17 @@ def _convert(root: Path, folder: Path, out: Path | None, name: str | None, **how
         print(out)
     else:
         keep(root, name or f"{folder.resolve().name}-{how['quant']}", str(folder.resolve()), folder, how)
+    return 0
+
+
+def _import(root: Path, folder: Path, graph: str, name: str | None) -> int:
+    from millrace import guest
+
+    name = name or folder.resolve().name
+    with store.adding(root, name, str(folder.resolve())) as made:
+        card = guest.take(folder, made, graph, progress_bar())
+    print(f"{name} is in the store; serve it with: millrace up --model {name}")
+    print("\n".join(card.exactness))
     return 0
 
 

@@ -37,8 +37,10 @@ async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
 
 
 def real(folder: models.Model, given: settings.Engine) -> Model:
-    from services.engine import prepare, session  # noqa: PLC0415 - the simulated engine starts without ONNX
+    from services.engine import guest, prepare, session  # noqa: PLC0415 - the simulated one starts without ONNX
 
+    if folder.guest:
+        return guest.opened(folder, given.slots, given.max_len)
     root = prepare.cache_root()
     try:
         ready = prepare.converted(folder, root)
