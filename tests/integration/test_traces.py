@@ -123,18 +123,12 @@ async def test_every_hop_is_in_one_trace(service: Service, collector: Collector)
 async def test_a_fail_over_is_in_the_same_trace(service: Service) -> None:
     """Both attempts, joined by a link that says why, and still no gap."""
     answer = Answer(0.0)
-    killed = False
-
-    def news() -> None:
-        nonlocal killed
-        if len(answer.events) > 60 and not killed:
-            killed = True
-            busy = [row for row in asyncio.run(service.rows("engine")) if row.load]
-            os.kill(busy[0].pid, signal.SIGKILL)
-
-    await asyncio.to_thread(
-        asyncio.run, ask(service.url, {**BODY, "max_tokens": 300}, answer=answer, news=_aside(news))
-    )
+    asked = asyncio.create_task(ask(service.url, {**BODY, "max_tokens": 500}, answer=answer))
+    async with asyncio.timeout(20):
+        while not (len(answer.events) > 60 and (busy := [e for e in await service.rows("engine") if e.load])):
+            await asyncio.sleep(0.02)
+    os.kill(busy[0].pid, signal.SIGKILL)
+    await asked
     trace = trace_of(service, answer)
     first, second = row(trace, "attempt 1"), row(trace, "attempt 2")
 
@@ -142,24 +136,10 @@ async def test_a_fail_over_is_in_the_same_trace(service: Service) -> None:
     assert ("died", first.id) == (second.links[0]["attributes"]["millrace.reason"], second.links[0]["spanId"])
     assert first.attributes["millrace.engine"] != second.attributes["millrace.engine"]
     assert first.failed and not second.failed
-    assert 300 == first.attributes["millrace.tokens"] + second.attributes["millrace.tokens"]
+    assert 500 == first.attributes["millrace.tokens"] + second.attributes["millrace.tokens"]
     assert [] == [gap for gap in gaps(trace) if gap > 0.05]
 
     await service.settled({"engine": 2})
-
-
-def _aside(news: Callable[[], None]) -> Callable[[], None]:
-    """Run in a thread, since it asks the supervisor in a loop of its own."""
-    import threading
-
-    started: list[threading.Thread] = []
-
-    def call() -> None:
-        if not started or not started[-1].is_alive():
-            started.append(threading.Thread(target=news, daemon=True))
-            started[-1].start()
-
-    return call
 
 
 async def test_the_client_is_parent_but_does_not_decide(service: Service) -> None:
