@@ -61,6 +61,8 @@ HELP = {
     "chunk": "prompt tokens that may join one decode step",
     "prefix_cache_mb": "MiB for the keys and values of prompts and answers that may come again (0: none)",
     "step_spans": "engine.step spans a second in traces (0: none)",
+    "prefix_disk_mb": "MiB on disk for what has no room there; a restart finds it again (0: none)",
+    "prefix_dir": "where that file lies (default for `up`: in its state directory)",
     "sim_step_ms": "simulated model: milliseconds of a step",
     "sim_row_ms": "simulated model: milliseconds of a step for each decoding sequence",
     "sim_token_ms": "simulated model: milliseconds of a step for each prompt token",

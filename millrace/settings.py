@@ -56,6 +56,8 @@ class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     step_spans: float = 2.0  # engine.step spans a second, as a sample; 0: none
     max_len: int = 0
     prefix_cache_mb: int = 512
+    prefix_disk_mb: int = 0
+    prefix_dir: str = ""
     # The simulated model's costs. A step takes step + row x decoding rows + token x prompt tokens.
     sim_step_ms: float = 4.0
     sim_row_ms: float = 0.25

@@ -253,6 +253,8 @@ class Supervisor:
         if "model" in settings.ROLES[role].__struct_fields__:
             env |= {"MILLRACE_MODEL": self._given.model, "MILLRACE_MODELS": self._given.models}
         fds: tuple[int, ...] = ()
+        if role is Role.ENGINE:
+            env.setdefault("MILLRACE_PREFIX_DIR", str(self._folder / "prefixes"))
         if role is Role.GATEWAY:
             fds = (self._http.fileno(),)
             env["MILLRACE_FD"] = str(fds[0])

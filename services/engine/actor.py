@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from millrace import messages as m
 from millrace import models, settings
@@ -18,6 +19,7 @@ from services.engine.prefix import Prefixes
 from services.engine.roster import Ask, Effect, Roster
 from services.engine.scheduler import Chunk, Output, Scheduler, Step
 from services.engine.sequence import Sequence
+from services.engine.shelf import FileShelf
 
 TICK_S = 0.05
 CLAIM_S = 0.4
@@ -32,6 +34,8 @@ async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
         model: Model = simulated(folder, given)
     else:
         model = await asyncio.to_thread(real, folder, given)
+    if given.prefix_disk_mb and model.places:
+        model.shelf = shelf(model, given)
     max_len = min(folder.max_len, given.max_len or folder.max_len)
     return EngineActor(bus, id, folder.name, given, model, max_len)
 
@@ -40,7 +44,7 @@ def real(folder: models.Model, given: settings.Engine) -> Model:
     from services.engine import guest, prepare, session  # noqa: PLC0415 - the simulated one starts without ONNX
 
     if folder.guest:
-        return guest.opened(folder, given.slots, given.max_len)
+        return guest.opened(folder, given.slots, given.max_len, prepare.machine())
     root = prepare.cache_root()
     try:
         ready = prepare.converted(folder, root)
@@ -54,10 +58,23 @@ def real(folder: models.Model, given: settings.Engine) -> Model:
         max_len=given.max_len,
         graphs=graphs,
         prefix_bytes=given.prefix_cache_mb << 20,
+        machine=prepare.machine(),
     )
     if not model.exact:
         log.warning("%s keeps keys and values in fp32: prefixes are not shared", folder.name)
     return model
+
+
+def shelf(model: Model, given: settings.Engine) -> FileShelf | None:
+    if not given.prefix_dir:
+        raise settings.SettingError("prefix_disk_mb: no prefix_dir says where")
+    try:
+        made = FileShelf(Path(given.prefix_dir), given.prefix_disk_mb << 20, model.kind, model.block)
+    except OSError as error:
+        log.warning("no prefixes are kept on disk: %s", error)
+        return None
+    log.info("%d blocks of prefixes found in %s", len(made), given.prefix_dir)
+    return made
 
 
 def simulated(folder: models.Model, given: settings.Engine) -> sim.SimModel:
@@ -82,7 +99,7 @@ class EngineActor(Actor):
         self._slots = given.slots
         self._model = model
         loop = asyncio.get_running_loop()
-        self._prefixes = Prefixes(model.places)
+        self._prefixes = Prefixes(model.places, model.shelf)
         self._scheduler = Scheduler(given.slots, given.chunk, self._prefixes)
         self._cache_size = given.slots * max_len  # tokens
         self._steps = StepLoop(
@@ -105,6 +122,8 @@ class EngineActor(Actor):
 
     def here(self, state: str, pid: int) -> Here:
         counts = {**self.bus.counts, **self._roster.counts, **self._prefixes.counts}
+        if self._model.shelf is not None:
+            counts |= self._model.shelf.counts
         return Here(self.role, self.id, pid, state, self._roster.load, self._slots, self._name, counts=counts)
 
     @property

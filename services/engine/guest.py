@@ -1,6 +1,8 @@
 """A model that others exported, as the step loop sees any model: its rows are one run, its chunk another."""
 
+import hashlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +12,19 @@ from millrace.guest import caches, form
 from millrace.guest.caches import Cache, Floats, Grown, InPlace, Part
 from millrace.settings import SettingError
 from services.engine.sample import Candidates, Ints
-from services.engine.scheduler import Step
+from services.engine.scheduler import Copy, Step
 from services.engine.session import cores
+from services.engine.shelf import FileShelf
 
 CANDIDATES = 64
 
 log = logging.getLogger("millrace.engine")
 
 
-def opened(model: models.Model, slots: int, max_len: int) -> "GuestModel":
+def opened(model: models.Model, slots: int, max_len: int, machine: str) -> "GuestModel":
     """SettingError if it cannot run; its exactness is told in the log."""
     try:
-        made = GuestModel(model.folder, slots, min(max_len or model.max_len, model.max_len))
+        made = GuestModel(model.folder, slots, min(max_len or model.max_len, model.max_len), machine)
     except ValueError as error:
         raise SettingError(f"model: {error}") from None
     for line in made.card.exactness:
@@ -31,9 +34,12 @@ def opened(model: models.Model, slots: int, max_len: int) -> "GuestModel":
 
 class GuestModel:
     places = 0  # a prefix that another sequence computed need not have the bits that this one would have
+    block = np.empty(0, np.float32)
+    shelf: FileShelf | None = None
 
-    def __init__(self, folder: Path, slots: int, max_len: int):
+    def __init__(self, folder: Path, slots: int, max_len: int, machine: str = ""):
         self.card = form.load(folder)
+        self.kind = hashlib.sha256(f"{self.card} {machine} {cores()}".encode()).hexdigest()[:16]
         run = caches.opened(folder / self.card.graph, cores())
         self._cache: Cache = (
             InPlace(run, self.card.form, slots, max_len)
@@ -55,6 +61,9 @@ class GuestModel:
         logits = np.concatenate(found) if found else np.zeros((0, self.card.vocab), np.float32)
         ids = best(logits, min(CANDIDATES, self.card.vocab))
         return Candidates(ids, np.take_along_axis(logits, ids, axis=1), self.card.vocab, lambda: logits)
+
+    def copy(self, copies: Iterable[Copy]) -> None:
+        assert not list(copies), "there is no pool"
 
     def _rows(self, parts: list[Part]) -> Floats:
         """In the order of the step, whatever slots they have."""

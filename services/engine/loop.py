@@ -3,23 +3,33 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy.typing as npt
+
 from services.engine.sample import Candidates, Sampler, choose
-from services.engine.scheduler import Output, Scheduler, Step
+from services.engine.scheduler import Copy, Output, Scheduler, Step
 from services.engine.sequence import Sequence
+from services.engine.shelf import FileShelf
 
 CHUNKS_TOLD = 64
 """A prompt of many thousand tokens has more chunks than anybody looks at."""
 
 
 class Model(Protocol):
+    kind: str  # models of one kind compute the same bits
     places: int  # for blocks of prefixes; none, where keys and values cannot be shared
+    block: npt.NDArray[Any]  # one of them, as it is kept: its kind and shape
+    shelf: FileShelf | None
 
     def run(self, step: Step) -> Candidates:
         """Compute the step; the candidates of `step.samples`, row for row."""
+        ...
+
+    def copy(self, copies: Iterable[Copy]) -> None:
+        """What a step does first, without a step."""
         ...
 
 
@@ -97,6 +107,7 @@ class StepLoop:
                     method(*args)
                 if not self.step():
                     self._wake.wait()
+            self._model.copy(self._scheduler.put_away())
         except BaseException as error:
             self._failed(error)
 

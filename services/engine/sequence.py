@@ -33,6 +33,7 @@ class Sequence:
     edits: object = None  # the sampler's own, made of what stands above
     allowed: npt.NDArray[np.int32] | None = None  # what the next token may be, a bit for each; None: anything
     chunks: list[tuple[float, int]] = field(default_factory=list)  # of its prefill: when, and tokens
+    blocks: list[bytes] = field(default_factory=list)  # the names of its first ones (prefix.py)
 
     @property
     def granted(self) -> bool:
