@@ -34,6 +34,11 @@ HELP = {
     "nats": "where NATS is, with this role's user and password",
     "nats_file": "a file with that address, instead of it",
     "alive": "a file for this process to say twice a second how it is, for `millrace healthy`",
+    "tls_ca": "file with the certificate authority that NATS's certificate is of",
+    "tls_cert": "file with this process's own certificate, where NATS asks for one",
+    "tls_key": "file with its key",
+    "broker": "a folder as `millrace broker` writes it: NATS runs elsewhere, and none is started",
+    "replicas": "servers of a NATS cluster that each keep the job queue",
     "id": "a name for this boot (default: a random one)",
     "log": "debug, info, warning or error",
     "log_format": "json, text, or auto: text on a terminal",
@@ -141,11 +146,12 @@ def _key(tenant: str) -> int:
     return 0
 
 
-def _broker(folder: Path, nats: str, store: str) -> int:
+def _broker(folder: Path, nats: str, store: str, tls: str) -> int:
     from millrace import broker
 
+    files = broker.Tls(*(f"{tls}/{name}.pem" for name in ("ca", "cert", "key"))) if tls else None
     try:
-        broker.provision(folder, nats, store)
+        broker.provision(folder, nats.split(","), store, files)
     except (OSError, ValueError) as error:
         print(f"millrace: {error}", file=sys.stderr)
         return 1
@@ -265,10 +271,15 @@ def _parser() -> argparse.ArgumentParser:
         "folder", type=Path, help="gets a folder for nats-server and one for each role"
     )
     made["broker"].add_argument(
-        "--nats", default="nats:4222", help="where the roles will reach it (default: nats:4222)"
+        "--nats",
+        default="nats:4222",
+        help="where the roles will reach it (default: nats:4222); several, with commas, are a cluster",
     )
     made["broker"].add_argument(
         "--store", default="/data", help="where it keeps its streams (default: /data)"
+    )
+    made["broker"].add_argument(
+        "--tls", default="", help="a folder, as the server sees it, with ca.pem, cert.pem and key.pem"
     )
     made["healthy"].add_argument(
         "file", type=Path, nargs="?", help="as its --alive names it (default: $MILLRACE_ALIVE)"

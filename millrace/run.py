@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from millrace import alive, logs, settings
+from millrace import alive, logs, settings, tls
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.messages import Here
@@ -70,7 +70,7 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
     stopping = asyncio.Event()
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, stopping.set)
-    connecting = asyncio.ensure_future(Bus.connect(_nats(given), role, id))
+    connecting = asyncio.ensure_future(Bus.connect(_nats(given), role, id, tls.context(given)))
     build = _builder(role)  # its imports take a while, and so may NATS
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)

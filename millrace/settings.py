@@ -15,6 +15,9 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     nats: str = "nats://127.0.0.1:4222"  # with the role's user and password, where NATS asks for them
     nats_file: str = ""  # a file that has that address, as a container gets its secrets
+    tls_ca: str = ""  # PEM files; NATS is reached by TLS where its address says tls://
+    tls_cert: str = ""
+    tls_key: str = ""
     alive: str = ""  # a file that says twice a second how the process is, for `millrace healthy`
     id: str = ""  # a name for this boot; a random one if empty
     log: str = "info"
@@ -26,6 +29,7 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: int = 8000
     fd: int = -1  # an already listening socket, as `millrace up` hands it over; -1: open host:port
     queue: int = 256  # jobs waiting and running, all models together: JOBS max_msgs
+    replicas: int = 1  # servers of a NATS cluster that each keep the job queue
     keys: str = ""  # a key file (`millrace/keys.py`), or its JSON itself; empty: no key is asked for
     deadline_s: float = 120.0  # a client may ask for less
     max_body: int = 4 << 20
@@ -84,6 +88,7 @@ class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     detokenizers: int = 1
     state_dir: str = ""  # default: one per port below $XDG_STATE_HOME/millrace
     plain: bool = False
+    broker: str = ""  # a folder as `millrace broker` writes it: NATS runs elsewhere
 
 
 ROLES: dict[str, type[msgspec.Struct]] = {

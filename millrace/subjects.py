@@ -96,7 +96,11 @@ class Stream:
     why: str
 
     def config(
-        self, max_msgs: int | None = None, max_bytes: int | None = None, max_age_s: float | None = None
+        self,
+        max_msgs: int | None = None,
+        max_bytes: int | None = None,
+        max_age_s: float | None = None,
+        replicas: int = 1,
     ) -> dict[str, Any]:
         """The stream as JetStream's API takes it."""
         age_s = max_age_s or self.max_age_s
@@ -111,7 +115,7 @@ class Stream:
             "max_msg_size": self.max_msg_size,
             "max_age": int(age_s * 1e9),
             "max_consumers": -1,
-            "num_replicas": 1,
+            "num_replicas": replicas,
             # A publish repeated within this window is stored once: the tokenizer may be asked twice.
             # JetStream refuses a window longer than the age.
             "duplicate_window": int(min(120.0, age_s or 120.0) * 1e9),

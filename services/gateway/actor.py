@@ -66,6 +66,9 @@ LEFTOVER_S = 30.0
 PATIENCE_S = 6.0
 """A tokenizer or NATS that died is back well before this; a client that waited so long is told to retry."""
 
+ELECTION_S = 15.0
+"""Servers of a NATS cluster have noticed by then that their leader is gone, and agreed on another."""
+
 log = logging.getLogger("millrace.gateway")
 
 
@@ -170,11 +173,15 @@ class GatewayActor(Actor):
 
     async def _declare(self) -> None:
         for stream in STREAMS:
-            config = stream.config()
+            config = stream.config(replicas=self._given.replicas)
             if stream is JOBS:
                 # No job outlives its deadline. One that is stored for longer is a place lost, as after a
                 # full disk, when the server could not write down that it was done.
-                config = stream.config(self._given.queue, max_age_s=self._given.deadline_s + LEFTOVER_S)
+                config = stream.config(
+                    self._given.queue,
+                    max_age_s=self._given.deadline_s + LEFTOVER_S,
+                    replicas=self._given.replicas,
+                )
             await self.bus.declare_stream(config)
         for key in self._declared:
             await self.bus.declare_consumer(JOBS.name, consumer(key))
@@ -262,7 +269,8 @@ class GatewayActor(Actor):
 
     async def _admit(self, entry: Entry, prompt: m.Prompt, journey: Journey | None) -> None:
         """Have a job made of it. Repeating is harmless, so silence is answered by asking again."""
-        give_up = min(time.monotonic() + PATIENCE_S, entry.deadline)
+        patience = PATIENCE_S if self._given.replicas == 1 else ELECTION_S
+        give_up = min(time.monotonic() + patience, entry.deadline)
         while True:
             now = time.monotonic()
             context = Context(entry.request, entry.traceparent, int((entry.deadline - now) * 1000))
