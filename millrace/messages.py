@@ -90,6 +90,8 @@ class Prompt(Message, frozen=True):
     stop_ids: list[int] = []
     ignore_eos: bool = False
     tenant: str = ""  # whose key it came with; "": there are no keys
+    logprobs: int = -1  # tell each token's odds, and of so many of the likeliest; -1: tell none
+    echo: bool = False  # tell the prompt's text
 
 
 class Admitted(Message, frozen=True):
@@ -102,6 +104,7 @@ class Admitted(Message, frozen=True):
     thinking: bool = False  # the prompt ends inside of reasoning, which the answer goes on with
     tokenizer: str = ""
     hops: list[Hop] = []
+    text: str = ""  # the prompt's, if the gateway wants to echo it
 
 
 class Refused(Message, frozen=True):
@@ -126,6 +129,7 @@ class Job(Message, frozen=True):
     min_tokens: int = 0
     stop_ids: list[int] = []  # end-of-text tokens too, unless the client asked to ignore them
     tenant: str = ""
+    logprobs: int = -1
 
 
 # 3. engine -> gateway (request), and its three answers
@@ -177,6 +181,15 @@ class Opened(Message, frozen=True):
 # 5. engine -> detokenizer: ONE a step, entries for many requests
 
 
+class Odds(msgspec.Struct, array_like=True, frozen=True):
+    """The log probabilities of a token and of the likeliest in its place, as the model has them: before
+    bias, penalties, temperature and all that chooses."""
+
+    logprob: float
+    best: list[int] = []
+    logprobs: list[float] = []  # of the best
+
+
 class Run(msgspec.Struct, array_like=True, frozen=True):
     """Consecutive tokens of one request, the first at `index` of its answer."""
 
@@ -186,6 +199,7 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
     tokens: list[int]
     finish: Finish = ""
     cached: int = 0  # with the first: tokens of the prompt that did not have to be computed
+    odds: list[Odds | None] = []  # one a token, if they were asked for; none of what another engine said
 
 
 class Frame(Message, frozen=True):
@@ -205,6 +219,18 @@ class Recall(Message, frozen=True):
 # 7. detokenizer -> gateway: ONE a frame and gateway
 
 
+class Likely(msgspec.Struct, array_like=True, frozen=True):
+    """A token as it is written: of some tokens that is only a part of a character."""
+
+    spelling: bytes
+    logprob: float
+
+
+class SpelledOdds(msgspec.Struct, array_like=True, frozen=True):
+    token: Likely
+    best: list[Likely] = []
+
+
 class Said(msgspec.Struct, array_like=True, frozen=True):
     """A Run with its text, one piece a token: an owner that has half of it can take the other half."""
 
@@ -215,6 +241,7 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     pieces: list[str]
     finish: Finish = ""
     cached: int = 0
+    odds: list[SpelledOdds | None] = []
 
 
 class Delta(Message, frozen=True):

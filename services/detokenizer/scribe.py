@@ -19,6 +19,8 @@ FORGET_S = 60.0
 
 
 class Decoder(Protocol):
+    def spell(self, token_id: int) -> bytes: ...
+
     def step(self, token_id: int) -> str: ...
 
     def finish(self) -> str: ...
@@ -49,12 +51,17 @@ class Transcript:
     pieces: list[str] = field(default_factory=list)
     finish: m.Finish = ""
     cached: int = 0
+    odds: dict[int, m.SpelledOdds] = field(default_factory=dict)  # by index, where they were told
 
-    def add(self, token: int, finish: m.Finish) -> None:
+    def add(self, token: int, finish: m.Finish, odds: m.Odds | None = None) -> None:
         """After a stop string or the end, nothing counts."""
         if self.finish:
             return
-        text = self.matcher.feed(self.decoder.step(token))
+        if odds is not None:
+            self.odds[len(self.tokens)] = self._spelled(token, odds)
+        # The engine says 'stop' of a stop token, which is no part of the answer unless it was asked for.
+        hidden = finish == "stop" and not self.matcher.include
+        text = "" if hidden else self.matcher.feed(self.decoder.step(token))
         if finish and self.matcher.stopped is None:
             text += self.matcher.feed(self.decoder.finish())
             if self.matcher.stopped is None:
@@ -63,11 +70,18 @@ class Transcript:
         self.pieces.append(text)
         self.finish = "stop" if self.matcher.stopped is not None else finish
 
-    def said(self, request: str, start: int) -> m.Said:
-        cached = 0 if start else self.cached
-        return m.Said(
-            request, self.epoch, start, self.tokens[start:], self.pieces[start:], self.finish, cached
+    def _spelled(self, token: int, odds: m.Odds) -> m.SpelledOdds:
+        spell = self.decoder.spell
+        best = zip(odds.best, odds.logprobs, strict=True)
+        return m.SpelledOdds(
+            m.Likely(spell(token), odds.logprob), [m.Likely(spell(id), logprob) for id, logprob in best]
         )
+
+    def said(self, request: str, start: int) -> m.Said:
+        tokens, pieces = self.tokens[start:], self.pieces[start:]
+        cached = 0 if start else self.cached
+        odds = [self.odds.get(index) for index in range(start, len(self.tokens))] if self.odds else []
+        return m.Said(request, self.epoch, start, tokens, pieces, self.finish, cached, odds)
 
 
 class Scribe:
@@ -138,7 +152,7 @@ class Scribe:
             transcript.cached = run.cached
         last = len(run.tokens) - 1
         for i in range(len(transcript.tokens) - run.index, len(run.tokens)):
-            transcript.add(run.tokens[i], run.finish if i == last else "")
+            transcript.add(run.tokens[i], run.finish if i == last else "", run.odds[i] if run.odds else None)
 
     def opened(self, opened: m.Opened, now: float) -> list[tuple[str, Effect]]:
         """Start, or start again, from what the owner has committed."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from services.engine.odds import odds
 from services.engine.sample import Candidates, Sampler, choose
 from services.engine.scheduler import Copy, Output, Scheduler, Step
 from services.engine.sequence import Sequence
@@ -120,7 +121,7 @@ class StepLoop:
         candidates = self._model.run(step)
         samples = step.samples
         tokens = self._sampler(candidates, samples) if samples else []
-        outputs = self._scheduler.postprocess(step, tokens)
+        outputs = self._scheduler.postprocess(step, tokens, odds(candidates, samples, tokens))
         self.steps += 1
         if step.chunk and len(step.chunk.sequence.chunks) < CHUNKS_TOLD:
             step.chunk.sequence.chunks.append((self._clock(), step.chunk.count))

@@ -63,6 +63,7 @@ class Hold:
     on_board: bool = False
     epoch: int = 0
     ids: list[int] = field(default_factory=list)  # of the answer: committed when granted, and generated since
+    odds: dict[int, m.Odds] = field(default_factory=dict)  # by index, of what was generated here
     finish: m.Finish = ""
     cached: int = 0  # tokens of the prompt that did not have to be computed
     detokenizer: str = ""
@@ -140,6 +141,7 @@ class Roster:
             job.min_tokens,
             frozenset(job.stop_ids),
             tenant=job.tenant,
+            logprobs=job.logprobs,
         )
         self._board.add(hold.sequence)
         hold.on_board, hold.added_at = True, now
@@ -189,7 +191,7 @@ class Roster:
                 self._drop(request)
         hold.phase, hold.at, hold.lease = Phase.RUNNING, now, claim.lease
         hold.epoch, hold.detokenizer, hold.alone = reply.epoch, reply.detokenizer, reply.alone
-        hold.ids, hold.finish = list(reply.committed), ""
+        hold.ids, hold.odds, hold.finish = list(reply.committed), {}, ""
         hold.deadline = now + reply.left_ms / 1000
         hold.granted_at, hold.first_at, hold.resumed = now, 0.0, len(reply.committed)
         if not hold.on_board:
@@ -224,6 +226,8 @@ class Roster:
             assert out.index == len(hold.ids), f"{out.request}: token {out.index} after {len(hold.ids)}"
             hold.ids.append(out.token)
             hold.cached = out.cached
+            if out.odds:
+                hold.odds[out.index] = out.odds
             if not hold.first_at:
                 hold.first_at = now
                 told.append(self._begun(hold))
@@ -292,7 +296,8 @@ class Roster:
     @staticmethod
     def _run(request: str, hold: Hold, start: int) -> m.Run:
         cached = 0 if start else hold.cached
-        return m.Run(request, hold.epoch, start, hold.ids[start:], hold.finish, cached)
+        odds = [hold.odds.get(index) for index in range(start, len(hold.ids))] if hold.odds else []
+        return m.Run(request, hold.epoch, start, hold.ids[start:], hold.finish, cached, odds)
 
     # -- the owner asks, and lets go
 

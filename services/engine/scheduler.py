@@ -7,9 +7,10 @@ one chunk of one prompt may be computed, so a long prompt delays the others by a
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
-from millrace.messages import Finish
+from millrace.messages import Finish, Odds
 from services.engine.prefix import BLOCK, Prefixes
 from services.engine.sequence import Sequence, State
 
@@ -99,6 +100,7 @@ class Output:
     token: int
     finish: Finish
     cached: int = 0  # tokens of the prompt that did not have to be computed
+    odds: Odds | None = None
 
 
 class Scheduler:
@@ -215,8 +217,8 @@ class Scheduler:
                 row.slot = there
                 yield Swap(here, row.computed, there, other.computed if other else 0)
 
-    def postprocess(self, step: Step, tokens: list[int]) -> list[Output]:
-        """The step has run, and these are the tokens of its samples."""
+    def postprocess(self, step: Step, tokens: list[int], odds: list[Odds | None] = []) -> list[Output]:  # noqa: B006 - never written to
+        """The step has run, and these are the tokens of its samples, and their odds, if any is wanted."""
         samples = step.samples
         for row in step.rows:
             row.computed += 1
@@ -224,10 +226,12 @@ class Scheduler:
             step.chunk.sequence.computed += step.chunk.count
             self._keep(step.chunk.sequence)
         outputs = []
-        for sequence, token in zip(samples, tokens, strict=True):
+        for sequence, token, told in zip(samples, tokens, odds or repeat(None, len(tokens)), strict=True):
             index = sequence.answered
             finish = sequence.append(token)
-            outputs.append(Output(sequence.request, sequence.epoch, index, token, finish, sequence.cached))
+            outputs.append(
+                Output(sequence.request, sequence.epoch, index, token, finish, sequence.cached, told)
+            )
             if finish:
                 self._end(sequence)
         return outputs

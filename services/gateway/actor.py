@@ -83,24 +83,30 @@ class Live:
         self.request = entry.request
         self.prompt_tokens = 0
         self.thinking = False
+        self.echoes = [""]
+        self.ended = False
+        self.news = asyncio.Event()
         self._entry = entry
         self._cancel = cancel
         self.eager: Callable[[list[Piece]], bool] | None = None
-        self._news = asyncio.Event()
         entry.on_news = self._tell
 
     @property
     def cached_tokens(self) -> int:
         return self._entry.cached_tokens
 
-    async def pieces(self) -> list[Piece]:
+    def ready(self) -> list[Piece]:
         entry = self._entry
-        while not entry.pieces:
-            if entry.failure is not None:
-                raise entry.failure
-            self._news.clear()
-            await self._news.wait()
+        if not entry.pieces and entry.failure is not None:
+            raise entry.failure
         pieces, entry.pieces = entry.pieces, []
+        self.ended = bool(pieces and pieces[-1].finish)
+        return pieces
+
+    async def pieces(self) -> list[Piece]:
+        while not (pieces := self.ready()):
+            self.news.clear()
+            await self.news.wait()
         return pieces
 
     def _tell(self) -> None:
@@ -109,7 +115,7 @@ class Live:
         if pieces and self.eager is not None and self.eager(pieces):
             self._entry.pieces = []
         else:
-            self._news.set()
+            self.news.set()
 
     def cancel(self) -> None:
         if not self._entry.ended:
@@ -222,6 +228,8 @@ class GatewayActor(Actor):
             stop_ids=ask.stop_ids,
             ignore_eos=ask.ignore_eos,
             tenant=ask.visit.tenant.name,
+            logprobs=ask.logprobs,
+            echo=ask.echo,
         )
         entry = Entry(
             prompt=prompt,
@@ -260,6 +268,7 @@ class GatewayActor(Actor):
             charged = entry.prompt_tokens + (ask.max_tokens or 0)
             allowance.spend(charged)
         live.prompt_tokens, live.thinking = entry.prompt_tokens, entry.thinking
+        live.echoes = [entry.echo]
         return live
 
     def _tags_hidden(self, ask: Ask) -> bool:
@@ -285,6 +294,7 @@ class GatewayActor(Actor):
                 pass
             else:
                 if isinstance(answer, m.Admitted):
+                    entry.echo = answer.text
                     entry.thinking = answer.thinking
                     now = time.monotonic()
                     if journey:

@@ -8,7 +8,7 @@ middle of it, and letting go of the job are here, once.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -22,6 +22,7 @@ from services.gateway import fault
 from services.gateway.attend import attended, read_body
 from services.gateway.connection import connection_of
 from services.gateway.desk import Answer, Ask, Desk, Model
+from services.gateway.siblings import opened
 from services.gateway.speech import Speech, listen
 from services.gateway.stream import EventStream, Telling
 from services.gateway.visit import Visit
@@ -33,9 +34,10 @@ JSON = (b"content-type", b"application/json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One answer wanted, and how it is told."""
+    """One answer wanted, or several, and how they are told."""
 
     ask: Ask
+    more: list[Ask] = field(default_factory=list)
     model: Model
     streamed: bool
     events: Callable[[Answer, Speech], Telling]
@@ -72,7 +74,7 @@ class Counter:
                 await attended(receive, serve(order))
 
             async def serve(order: Order) -> None:
-                job = await self.desk.open(order.ask)
+                job = await opened(self.desk, [order.ask, *order.more])
                 try:
                     speech = listen(order.ask, order.model, job)
                     if order.streamed:

@@ -38,6 +38,7 @@ class Entry:
     # the job
     seq: int = 0
     prompt_tokens: int = 0
+    echo: str = ""  # the prompt's text, if it was asked for
     cached_tokens: int = 0
     thinking: bool = False
     checked_at: float = 0.0

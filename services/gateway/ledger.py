@@ -276,10 +276,11 @@ class Ledger:
         tokens, texts = said.tokens, said.pieces
         if not entry.committed:
             entry.cached_tokens = said.cached
+        odds = said.odds or [None] * len(tokens)
         last = len(tokens) - 1
         for i in range(skip, last):
-            entry.pieces.append(Piece(tokens[i], texts[i], ""))
-        entry.pieces.append(Piece(tokens[last], texts[last], said.finish))
+            entry.pieces.append(Piece(tokens[i], texts[i], "", odds[i]))
+        entry.pieces.append(Piece(tokens[last], texts[last], said.finish, odds[last]))
         entry.committed += tokens[skip:]
         entry.first_at = entry.first_at or now
         entry.progress_at = entry.alive_at = entry.spoken_at = now

@@ -93,6 +93,7 @@ class TokenizerActor(Actor):
             prompt.min_tokens,
             stop_ids,
             prompt.tenant,
+            prompt.logprobs,
         )
         # Asked twice, stored once: the gateway repeats a prompt whose answer it never got.
         msg_id = f"{prompt.request}:{prompt.attempt}"
@@ -104,7 +105,11 @@ class TokenizerActor(Actor):
             m.Hop("publish", wall(made), wall(stored), notes={"seq": seq}),
         ]
         begun = isinstance(prompt.input, m.Chat) and thinking(self._voice, self._encoder.tail(ids))
-        return m.Admitted(prompt.request, seq, len(ids), max_tokens, begun, self.id, hops)
+        text = self._text(prompt.input, ids) if prompt.echo else ""
+        return m.Admitted(prompt.request, seq, len(ids), max_tokens, begun, self.id, hops, text)
+
+    def _text(self, given: m.Chat | m.Text | m.Ids, ids: list[int]) -> str:
+        return given.text if isinstance(given, m.Text) else self._encoder.decode(ids)
 
     def _ids(self, given: m.Chat | m.Text | m.Ids) -> list[int]:
         match given:

@@ -145,7 +145,7 @@ class Encoder:
 
     def tail(self, ids: list[int]) -> str:
         """The end of a prompt's text, its control tokens too."""
-        return self._tokenizer.decode(ids[-TAIL:], skip_special_tokens=False)
+        return self.decode(ids[-TAIL:])
 
     def knows(self, argument: str) -> bool:
         """Whether the chat template reads an argument of this name."""
@@ -155,6 +155,10 @@ class Encoder:
         """A raw completion's prompt, with what the tokenizer itself puts around a text (often a BOS)."""
         with self._lock:
             return self._ids(text, add_special_tokens)
+
+    def decode(self, ids: list[int]) -> str:
+        """A prompt's text, control tokens too."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def chat(
         self,

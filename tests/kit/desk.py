@@ -31,10 +31,24 @@ class ScriptedAnswer:
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.thinking = False
+        self.echoes = [""]
+        self.ended = False
+        self.news = asyncio.Event()
         self.eager: Callable[[list[Piece]], bool] | None = None
         self.cancelled = asyncio.Event()
         self.taken = 0  # steps
         self._script = script
+
+    def ready(self) -> list[Piece]:
+        """What comes without a wait: a pause has to be waited for, with `pieces`."""
+        step = self._script[self.taken] if self.taken < len(self._script) else []
+        if isinstance(step, float | asyncio.Event):
+            return []
+        self.taken += 1
+        if isinstance(step, Failure):
+            raise step
+        self.ended = bool(step and step[-1].finish)
+        return step
 
     async def pieces(self) -> list[Piece]:
         while self.taken < len(self._script):
@@ -42,6 +56,7 @@ class ScriptedAnswer:
             self.taken += 1
             match step:
                 case list():
+                    self.ended = bool(step[-1].finish)
                     return step
                 case Failure():
                     raise step

@@ -57,6 +57,9 @@ class Speller:
     def __init__(self) -> None:
         self._held = ""
 
+    def spell(self, token_id: int) -> bytes:
+        return f"{token_id}.".encode()
+
     def step(self, token_id: int) -> str:
         self._held += f"{token_id}."
         return self.finish() if token_id % 3 == 0 else ""
