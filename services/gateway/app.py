@@ -22,7 +22,6 @@ from services.gateway.desk import Desk
 from services.gateway.gate import Gate
 from services.gateway.routes import routes
 from services.gateway.visit import Visit
-from services.gateway.watched import watched
 
 log = logging.getLogger("millrace.gateway")
 
@@ -59,7 +58,6 @@ def build(desk: Desk, settings: Gateway, gate: Gate | None = None) -> Litestar:
 def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Whatever a request ends with before its answer has begun, in the form of its surface."""
     failure = _failure(error)
-    Visit.of(request.scope).failure = failure
     if failure.code is Code.INTERNAL and not isinstance(error, Failure):
         log.error("a request failed", exc_info=error)
     headers = {name.decode(): value.decode() for name, value in fault.headers(failure)}
@@ -135,7 +133,7 @@ class Serving:
 async def serve(app: Litestar, settings: Gateway) -> Serving:
     """Listens on the handed-over socket, or on host and port. Raises OSError if it cannot."""
     config = uvicorn.Config(
-        watched(app, app.state.desk),
+        app,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -77,16 +77,7 @@ class Bury:
     letter: m.DeadLetter
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """It was taken from its engine. Told, so that people can see it."""
-
-    request: str
-    engine: str
-    reason: str
-
-
-Effect = Send | Probe | Settle | Delete | Check | Resubmit | Bury | Lost
+Effect = Send | Probe | Settle | Delete | Check | Resubmit | Bury
 
 
 @dataclass(slots=True)
@@ -198,8 +189,7 @@ class Ledger:
     ) -> list[Effect]:
         """Take it from its engine, fence that engine, and have the job delivered again."""
         self.counts[f"revoked_{reason}"] += 1
-        effects: list[Effect] = [Lost(entry.request, entry.engine, reason)]
-        effects += self._release(entry.ref, entry.engine, "")
+        effects = self._release(entry.ref, entry.engine, "")
         entry.epoch += 1
         entry.engine = ""
         entry.checked_at = now
@@ -276,21 +266,16 @@ class Ledger:
         tokens, texts = said.tokens, said.pieces
         if not entry.committed:
             entry.cached_tokens = said.cached
-        odds = said.odds or [None] * len(tokens)
         last = len(tokens) - 1
         for i in range(skip, last):
-            entry.pieces.append(Piece(tokens[i], texts[i], "", odds[i]))
-        entry.pieces.append(Piece(tokens[last], texts[last], said.finish, odds[last]))
+            entry.pieces.append(Piece(tokens[i], texts[i], ""))
+        entry.pieces.append(Piece(tokens[last], texts[last], said.finish))
         entry.committed += tokens[skip:]
-        entry.first_at = entry.first_at or now
-        entry.progress_at = entry.alive_at = entry.spoken_at = now
-        if entry.heard is not None:
-            entry.heard += texts[skip:]
+        entry.progress_at = entry.alive_at = now
         entry.owed = entry.resends = 0
         if not said.finish:
             entry.on_news()
             return []
-        entry.finish = said.finish
         return [Settle(entry.lease, "+ACK"), *self._end(entry)]
 
     def recall(self, recall: m.Recall) -> tuple[m.RecallReply, list[Effect]]:

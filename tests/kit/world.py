@@ -57,9 +57,6 @@ class Speller:
     def __init__(self) -> None:
         self._held = ""
 
-    def spell(self, token_id: int) -> bytes:
-        return f"{token_id}.".encode()
-
     def step(self, token_id: int) -> str:
         self._held += f"{token_id}."
         return self.finish() if token_id % 3 == 0 else ""
@@ -409,9 +406,7 @@ class World:
         def deliver(outputs: list[Output]) -> None:
             self._engine_does(node, engine.stepped(outputs, self.now))
 
-        loop = StepLoop(
-            scheduler, model, deliver, lambda error: None, self._breakage.sampler, clock=lambda: self.now
-        )
+        loop = StepLoop(scheduler, model, deliver, lambda error: None, self._breakage.sampler)
 
         def step() -> None:
             try:
@@ -466,14 +461,14 @@ class World:
             if isinstance(message, m.Resend):
                 self._engine_does(node, engine.resend(message))
             elif isinstance(message, m.Release):
-                self._engine_does(node, engine.release(message, self.now))
+                engine.release(message)
         elif writer := self.scribes.get(to):
             if isinstance(message, m.Frame):
                 self._scribe_does(node, writer.frame(message, self.now))
             elif isinstance(message, m.Opened):
                 self._scribe_does(node, writer.opened(message, self.now))
             elif isinstance(message, m.Release):
-                self._scribe_does(node, writer.release(message, self.now))
+                writer.release(message)
 
     def _scribe_does(self, node: Node, effects: Iterable[tuple[str, scribe.Effect]]) -> None:
         for to, effect in effects:
@@ -495,7 +490,7 @@ class World:
                     lambda gone, writer=writer, recall=recall: writer.refused(recall.request),
                     0.4,
                 )
-            elif isinstance(effect, m.Delta | m.Hops):
+            elif isinstance(effect, m.Delta):
                 self._send(node, to, repr(effect), lambda effect=effect: self._hear(effect))
             else:
                 self._send(node, to, repr(effect), lambda to=to, effect=effect: self._told(to, effect))
@@ -560,7 +555,7 @@ class World:
         elif kind == "cut":
             node.cut_until = self.now + r.uniform(0.1, 3.0)
         elif kind == "yield" and node.id in self.engines:
-            self._engine_does(node, self.engines[node.id].leave(self.now))
+            self._engine_does(node, self.engines[node.id].leave())
             self._at(0.2, lambda: self._kill(node))
 
     def _kill(self, node: Node) -> None:
@@ -608,7 +603,7 @@ def explained(wish: Wish, kinds: int) -> str:
         sequence.computed = len(sequence.tokens)
         finish = sequence.append(piece.token)
         run = m.Run(prompt.request, 1, index, [piece.token], finish)
-        *_, (_, delta) = writer.frame(m.Frame("e", [run]), 0.0)
+        (_, delta), *_ = writer.frame(m.Frame("e", [run]), 0.0)
         assert isinstance(delta, m.Delta)
         said = delta.said[0]
         if (said.pieces[0], said.finish) != (piece.text, piece.finish):
