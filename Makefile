@@ -30,8 +30,8 @@ fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-chaos: setup       ## kill, pause and cut off real processes; TRIALS of each fault
-	$(BIN)/python -m tests.chaos --trials $(or $(TRIALS),20) $(ARGS)
+chaos: setup       ## kill, pause and cut off real processes; TRIALS of each fault; CLUSTER=1: a NATS cluster's
+	$(BIN)/python -m tests.chaos --trials $(or $(TRIALS),20) $(if $(CLUSTER),--cluster) $(ARGS)
 
 compose-test: setup  ## docker-compose.yml on a real Docker engine: scaled, killed, paused, restarted under load
 	$(BIN)/python -m tests.compose $(ARGS)

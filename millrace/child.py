@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from millrace import logs
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LOG_LIMIT = 16 << 20
 """A log this long is set aside when its process is started again; one older log is kept."""
@@ -104,7 +106,7 @@ class Child:
         if self.alive and len(text) < 1 << 20:  # a line still being written is read next time
             text = text[: text.rfind(b"\n") + 1]
         self._read += len(text)
-        lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
+        lines = [logs.plain(line) for line in text.decode(errors="replace").splitlines() if line.strip()]
         if lines:
             self._last = lines[-1].strip()[:500]
         for line in lines:

@@ -22,6 +22,7 @@ COMMANDS = {
     "ps": "list the processes of a running service",
     "scale": "run more or fewer processes of a role",
     "restart": "replace the processes of a running service, without losing a stream",
+    "trace": "draw where the time of a request went",
     "key": "make an API key",
     "model": "convert, list, check and remove models",
     "broker": "write a nats-server configuration and the roles' passwords, for a server of your own",
@@ -33,8 +34,14 @@ HELP = {
     "nats": "where NATS is, with this role's user and password",
     "nats_file": "a file with that address, instead of it",
     "alive": "a file for this process to say twice a second how it is, for `millrace healthy`",
+    "tls_ca": "file with the certificate authority that NATS's certificate is of",
+    "tls_cert": "file with this process's own certificate, where NATS asks for one",
+    "tls_key": "file with its key",
+    "broker": "a folder as `millrace broker` writes it: NATS runs elsewhere, and none is started",
+    "replicas": "servers of a NATS cluster that each keep the job queue",
     "id": "a name for this boot (default: a random one)",
     "log": "debug, info, warning or error",
+    "log_format": "json, text, or auto: text on a terminal",
     "host": "address to listen on",
     "port": "port to listen on",
     "fd": "an already listening socket, instead of host and port",
@@ -47,6 +54,8 @@ HELP = {
     "ping_ms": "milliseconds a ping may take",
     "pings": "unanswered pings until an engine counts as gone",
     "slow_reader": "bytes a client may leave unread before its stream is closed",
+    "trace_file": "where traces are kept as lines of OTLP JSON (empty: nowhere)",
+    "trace_content": "record in traces what was asked and answered",
     "slow_reader_s": "seconds a client may leave anything unread",
     "model": "the model to serve",
     "models": "where models are kept (default: $XDG_DATA_HOME/millrace/models)",
@@ -56,6 +65,9 @@ HELP = {
     "slots": "sequences that run at once",
     "chunk": "prompt tokens that may join one decode step",
     "prefix_cache_mb": "MiB for the keys and values of prompts and answers that may come again (0: none)",
+    "step_spans": "engine.step spans a second in traces (0: none)",
+    "prefix_disk_mb": "MiB on disk for what has no room there; a restart finds it again (0: none)",
+    "prefix_dir": "where that file lies (default for `up`: in its state directory)",
     "sim_step_ms": "simulated model: milliseconds of a step",
     "sim_row_ms": "simulated model: milliseconds of a step for each decoding sequence",
     "sim_token_ms": "simulated model: milliseconds of a step for each prompt token",
@@ -69,7 +81,7 @@ HELP = {
     "plain": "plain lines instead of a panel",
 }
 
-NOT_PASSED = {"nats", "nats_file", "alive", "id", "fd"}
+NOT_PASSED = {"nats", "nats_file", "alive", "id", "fd", "trace_file"}
 """`millrace up` chooses these for each process."""
 
 
@@ -96,6 +108,8 @@ def _run(command: str, args: dict[str, Any]) -> int:
         return _up(args)
     if command == "key":
         return _key(args["tenant"])
+    if command == "trace":
+        return _trace(args)
     if command == "model":
         return model_command.run(args)
     if command == "broker":
@@ -132,11 +146,12 @@ def _key(tenant: str) -> int:
     return 0
 
 
-def _broker(folder: Path, nats: str, store: str) -> int:
+def _broker(folder: Path, nats: str, store: str, tls: str) -> int:
     from millrace import broker
 
+    files = broker.Tls(*(f"{tls}/{name}.pem" for name in ("ca", "cert", "key"))) if tls else None
     try:
-        broker.provision(folder, nats, store)
+        broker.provision(folder, nats.split(","), store, files)
     except (OSError, ValueError) as error:
         print(f"millrace: {error}", file=sys.stderr)
         return 1
@@ -152,6 +167,37 @@ def _healthy(file: Path | None, live: bool) -> int:
     ailment = alive.ailment(Path(path), live=live)
     print(ailment or "well")
     return 1 if ailment else 0
+
+
+def _trace(args: dict[str, Any]) -> int:
+    import os
+    import shutil
+
+    from millrace import control, tracefile, waterfall
+
+    name, slow = args.pop("request"), args.pop("slow")
+    args.pop("last")
+    try:
+        folder = _folder(args)
+    except control.ControlError as error:
+        kept = sorted(control.default_root().glob(f"*/{tracefile.FOLDER}"), key=lambda f: f.stat().st_mtime)
+        if not kept:
+            print(f"millrace: {error}", file=sys.stderr)
+            return 1
+        folder = kept[-1].parent
+    traces = [trace for line in tracefile.read(folder) if (trace := waterfall.parsed(line))]
+    if name:
+        found = waterfall.named(traces, name)
+    else:
+        found = waterfall.slowest(traces) if slow else waterfall.last(traces)
+    if found is None:
+        what = f"no trace of {name!r}" if name else "no trace yet"
+        print(f"millrace: {what} in {folder / tracefile.FOLDER}", file=sys.stderr)
+        return 1
+    terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    columns = shutil.get_terminal_size((140, 24)).columns
+    print("\n".join(waterfall.drawn(found, traces, columns=columns, colour=terminal)))
+    return 0
 
 
 def _order(command: str, args: dict[str, Any]) -> int:
@@ -225,10 +271,15 @@ def _parser() -> argparse.ArgumentParser:
         "folder", type=Path, help="gets a folder for nats-server and one for each role"
     )
     made["broker"].add_argument(
-        "--nats", default="nats:4222", help="where the roles will reach it (default: nats:4222)"
+        "--nats",
+        default="nats:4222",
+        help="where the roles will reach it (default: nats:4222); several, with commas, are a cluster",
     )
     made["broker"].add_argument(
         "--store", default="/data", help="where it keeps its streams (default: /data)"
+    )
+    made["broker"].add_argument(
+        "--tls", default="", help="a folder, as the server sees it, with ca.pem, cert.pem and key.pem"
     )
     made["healthy"].add_argument(
         "file", type=Path, nargs="?", help="as its --alive names it (default: $MILLRACE_ALIVE)"
@@ -237,7 +288,13 @@ def _parser() -> argparse.ArgumentParser:
     made["ps"].add_argument("--json", action="store_true", help="print a JSON list")
     made["scale"].add_argument("size", metavar="role=number", help="like engine=3")
     made["restart"].add_argument("role", nargs="?", help="gateway, tokenizer, engine, detokenizer or nats")
-    for name in ("ps", "scale", "restart"):
+    trace = made["trace"]
+    trace.add_argument(
+        "request", nargs="?", metavar="REQUEST-ID", help="x-request-id, an answer's id, or a trace's id"
+    )
+    trace.add_argument("--last", action="store_true", help="the request that came last (the default)")
+    trace.add_argument("--slow", action="store_true", help="the slowest of those that are kept")
+    for name in ("ps", "scale", "restart", "trace"):
         _add_flags(made[name], settings.Up, only={"state_dir", "port"})
     return parser
 

@@ -19,7 +19,30 @@ class Message(msgspec.Struct, array_like=True, frozen=True, tag=str.lower):
     pass
 
 
-# 1. gateway -> tokenizer (request), and its answers
+# 0. what every hop may tell of itself
+
+
+class Mark(msgspec.Struct, array_like=True, frozen=True):
+    """Something that happened at one moment of a hop."""
+
+    name: str
+    at: float
+    tokens: int = 0
+
+
+class Hop(msgspec.Struct, array_like=True, frozen=True):
+    """A finished part of a request's way, as the process that did it saw it. Times are unix seconds."""
+
+    name: str
+    began: float
+    ended: float
+    epoch: int = 0  # 0: before any engine had it
+    notes: dict[str, str | int | float] = {}
+    marks: list[Mark] = []
+    links: list[str] = []  # traceparents of the requests it was done for, where that is not one
+
+
+# 1. gateway -> tokenizer (request), and its two answers
 
 
 class Chat(Message, frozen=True):
@@ -67,6 +90,8 @@ class Prompt(Message, frozen=True):
     stop_ids: list[int] = []
     ignore_eos: bool = False
     tenant: str = ""  # whose key it came with; "": there are no keys
+    logprobs: int = -1  # tell each token's odds, and of so many of the likeliest; -1: tell none
+    echo: bool = False  # tell the prompt's text
 
 
 class Admitted(Message, frozen=True):
@@ -77,6 +102,9 @@ class Admitted(Message, frozen=True):
     prompt_tokens: int
     max_tokens: int
     thinking: bool = False  # the prompt ends inside of reasoning, which the answer goes on with
+    tokenizer: str = ""
+    hops: list[Hop] = []
+    text: str = ""  # the prompt's, if the gateway wants to echo it
 
 
 class Refused(Message, frozen=True):
@@ -87,31 +115,6 @@ class Refused(Message, frozen=True):
 
     def failure(self) -> Failure:
         return Failure(self.code, self.message, param=self.param)
-
-
-class Encode(Message, frozen=True):
-    """What are the token ids of this? Nothing is queued."""
-
-    input: Chat | Text
-    want: Literal["count", "ids", "texts"] = "ids"  # texts: ids too
-    add_special: bool = True  # what the tokenizer itself puts around a text; never around a chat
-    add_generation_prompt: bool = True  # of a chat
-
-
-class Encoded(Message, frozen=True):
-    count: int
-    ids: bytes = b""  # little-endian uint32
-    texts: list[str] = []  # as the vocabulary spells them
-
-
-class Decode(Message, frozen=True):
-    """What is the text of these token ids?"""
-
-    ids: bytes  # little-endian uint32
-
-
-class Decoded(Message, frozen=True):
-    text: str
 
 
 # 2. tokenizer -> JOBS stream -> engine
@@ -126,6 +129,7 @@ class Job(Message, frozen=True):
     min_tokens: int = 0
     stop_ids: list[int] = []  # end-of-text tokens too, unless the client asked to ignore them
     tenant: str = ""
+    logprobs: int = -1
 
 
 # 3. engine -> gateway (request), and its three answers
@@ -177,6 +181,15 @@ class Opened(Message, frozen=True):
 # 5. engine -> detokenizer: ONE a step, entries for many requests
 
 
+class Odds(msgspec.Struct, array_like=True, frozen=True):
+    """The log probabilities of a token and of the likeliest in its place, as the model has them: before
+    bias, penalties, temperature and all that chooses."""
+
+    logprob: float
+    best: list[int] = []
+    logprobs: list[float] = []  # of the best
+
+
 class Run(msgspec.Struct, array_like=True, frozen=True):
     """Consecutive tokens of one request, the first at `index` of its answer."""
 
@@ -186,6 +199,7 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
     tokens: list[int]
     finish: Finish = ""
     cached: int = 0  # with the first: tokens of the prompt that did not have to be computed
+    odds: list[Odds | None] = []  # one a token, if they were asked for; none of what another engine said
 
 
 class Frame(Message, frozen=True):
@@ -205,6 +219,18 @@ class Recall(Message, frozen=True):
 # 7. detokenizer -> gateway: ONE a frame and gateway
 
 
+class Likely(msgspec.Struct, array_like=True, frozen=True):
+    """A token as it is written: of some tokens that is only a part of a character."""
+
+    spelling: bytes
+    logprob: float
+
+
+class SpelledOdds(msgspec.Struct, array_like=True, frozen=True):
+    token: Likely
+    best: list[Likely] = []
+
+
 class Said(msgspec.Struct, array_like=True, frozen=True):
     """A Run with its text, one piece a token: an owner that has half of it can take the other half."""
 
@@ -215,6 +241,7 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     pieces: list[str]
     finish: Finish = ""
     cached: int = 0
+    odds: list[SpelledOdds | None] = []
 
 
 class Delta(Message, frozen=True):
@@ -293,6 +320,15 @@ class Voice(msgspec.Struct, array_like=True, frozen=True):
     ends: list[str] = []  # not empty: a call's tags are control tokens, and these texts end an answer
 
 
+class Hops(Message, frozen=True):
+    """Told to the owner as hops end, so that they outlive the process that tells of them."""
+
+    role: str
+    id: str
+    request: str  # "": of several requests at once, as an engine's step
+    hops: list[Hop]
+
+
 class Here(Message, frozen=True):
     """Sent every half second, and at once when the state changes."""
 
@@ -320,9 +356,9 @@ class DeadLetter(Message, frozen=True):
     prompt_tokens: int
 
 
-ToTokenizer = Prompt | Encode | Decode
+ToTokenizer = Prompt
 FromTokenizer = Admitted | Refused
-ToGateway = Claim | Recall | Delta | Yielded
+ToGateway = Claim | Recall | Delta | Yielded | Hops
 ClaimReply = Granted | Wait | Gone
 RecallReply = Opened | Gone
 ToEngine = Ping | Resend | Release

@@ -41,6 +41,10 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     pull = action("pull", _pull, "get a model from the Hugging Face Hub, and convert it")
     pull.add_argument("repo", help="org/repo, or org/repo@revision")
     _conversion(pull)
+    take = action("import", _import, "take a model that others exported to ONNX into the store")
+    take.add_argument("folder", type=Path, help="of onnxruntime-genai's builder, optimum, or onnx-community")
+    take.add_argument("--graph", default="", help="its graph, where there are several")
+    take.add_argument("--name", help="its name in the store (default: the folder's)")
     convert.add_argument("folder", type=Path, help="config.json, safetensors, and the tokenizer's files")
     _conversion(convert)
     convert.add_argument("--out", type=Path, help="a new folder for it (default: the store)")
@@ -54,7 +58,14 @@ def _conversion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", choices=("int8", "fp32"), default="int8", help="of keys and values (default: int8)"
     )
-    parser.add_argument("--text", type=Path, help="a text file to calibrate with")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="a text to choose the arithmetic by and to measure the result on (default: the model's "
+        "calibration.txt, or one of ours)",
+    )
+    parser.add_argument("--accept", action="store_true", help="keep a result that is far from the original")
     parser.add_argument("--name", help="its name in the store")
 
 
@@ -99,6 +110,10 @@ def _show(root: Path, name: str, as_json: bool) -> int:
     facts = {**msgspec.to_builtins(found), "bytes": f"{found.bytes} ({size(found.bytes)})"}
     width = max(map(len, facts))
     print("\n".join(f"{key:{width}}  {value}" for key, value in facts.items() if value))
+    if Path(found.folder, models.GUEST).is_file():
+        from millrace.guest import form
+
+        print("\n".join(form.load(Path(found.folder)).exactness))
     if known:
         rows = [(path, size(file.size), file.sha256) for path, file in known.files.items()]
         print(f"\n{table(('FILE', 'SIZE', 'SHA-256'), rows)}")
@@ -141,6 +156,17 @@ def _convert(root: Path, folder: Path, out: Path | None, name: str | None, **how
     return 0
 
 
+def _import(root: Path, folder: Path, graph: str, name: str | None) -> int:
+    from millrace import guest
+
+    name = name or folder.resolve().name
+    with store.adding(root, name, str(folder.resolve())) as made:
+        card = guest.take(folder, made, graph, progress_bar())
+    print(f"{name} is in the store; serve it with: millrace up --model {name}")
+    print("\n".join(card.exactness))
+    return 0
+
+
 def _pull(root: Path, repo: str, name: str | None, **how: Any) -> int:
     from millrace import hub
 
@@ -160,28 +186,46 @@ def keep(root: Path, name: str, source: str, folder: Path, how: dict[str, Any]) 
     print(f"{name} is in the store; serve it with: millrace up --model {name}")
 
 
-def convert_into(folder: Path, out: Path, quant: Any, cache: Any, text: Path | None) -> None:
-    from millrace.convert import convert
-    from millrace.convert.text import TEXT
+def convert_into(
+    folder: Path, out: Path, quant: Any, cache: Any, calibrate: Path | None, accept: bool
+) -> None:
+    from millrace.convert import Poor, card, convert
 
-    convert(folder, out, quant, progress_bar(), cache=cache, text=text.read_text() if text else TEXT)
+    began = time.monotonic()
+    try:
+        text = calibrate.read_text(encoding="utf-8") if calibrate else None
+        convert(folder, out, quant, progress_bar(), cache=cache, text=text, accept=accept)
+    except Poor as error:
+        print(error.quality.table())
+        raise ValueError(f"{error}; --accept keeps it all the same") from None
+    made = card.load(out)
+    assert made.quality
+    print(made.quality.table())
+    if others := sorted(made.kernels.items()):
+        print("in other arithmetic:", ", ".join(f"{name} {kernel}" for name, kernel in others))
+    if faults := made.quality.faults(made.quant):
+        print(f"accepted, though {'; '.join(faults)}")
+    print(f"converted in {time.monotonic() - began:.0f} s")
 
 
 # -- how it is shown
 
 
 def progress_bar() -> Callable[[int, int, str], None]:
-    """A bar on a terminal, a line for every tenth elsewhere."""
+    """A bar on a terminal, a line for every tenth elsewhere; how much longer, once that can be told."""
     shown = -1
     drawn = 0.0
+    began = time.monotonic()
 
     def progress(done: int, total: int, what: str) -> None:
         nonlocal shown, drawn
         share = 100 * done // max(total, 1)
+        if done and (left := (time.monotonic() - began) * (total - done) / done) >= 1:
+            what = f"{what}, {left:.0f} s left"
         if sys.stderr.isatty():
             if time.monotonic() - drawn > 0.05 or done >= total:
                 drawn = time.monotonic()
-                bar = f"\r[{'#' * (share * 30 // 100):30}] {share:3} % {what:24.24}"
+                bar = f"\r[{'#' * (share * 30 // 100):30}] {share:3} % {what:40.40}"
                 print(bar, end="\n" if done >= total else "", file=sys.stderr, flush=True)
         elif share // 10 > shown:
             shown = share // 10

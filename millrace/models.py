@@ -22,6 +22,7 @@ SHIPPED = (
 )
 
 CARD = "millrace.json"  # in a folder of the engine's own form
+GUEST = "guest.json"  # in one that others exported
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 """Of a model in the store: as the Hub names its repositories, with or without whose they are."""
@@ -43,9 +44,14 @@ class Model:
         return (self.folder / CARD).is_file()
 
     @property
+    def guest(self) -> bool:
+        """Whether others made its graph."""
+        return (self.folder / GUEST).is_file()
+
+    @property
     def text(self) -> Path:
         """The folder of its tokenizer: the simulated model borrows one."""
-        return self.folder.parent / self.config["tokenizer"] if self.simulated else self.folder
+        return self.folder.parent / Path(self.config["tokenizer"]).name if self.simulated else self.folder
 
     @property
     def max_len(self) -> int:

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from millrace import alive, settings
+from millrace import alive, logs, settings, tls
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.messages import Here
@@ -46,11 +45,9 @@ def main(role: Role, given: settings.Process) -> int:
     level = logging.getLevelNamesMapping().get(given.log.upper())
     if level is None:
         raise settings.SettingError(f"log: {given.log!r} is not a level: debug, info, warning or error")
-    logging.basicConfig(
-        level=level,
-        stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s {id} %(name)s: %(message)s",
-    )
+    if given.log_format not in logs.FORMATS:
+        raise settings.SettingError(f"log_format: {given.log_format!r} is none of {', '.join(logs.FORMATS)}")
+    logs.set_up(level, role, id, given.log_format)
     return uvloop.run(_live(role, given, id))
 
 
@@ -73,7 +70,7 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
     stopping = asyncio.Event()
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, stopping.set)
-    connecting = asyncio.ensure_future(Bus.connect(_nats(given), role, id))
+    connecting = asyncio.ensure_future(Bus.connect(_nats(given), role, id, tls.context(given)))
     build = _builder(role)  # its imports take a while, and so may NATS
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)

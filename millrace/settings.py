@@ -15,9 +15,13 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     nats: str = "nats://127.0.0.1:4222"  # with the role's user and password, where NATS asks for them
     nats_file: str = ""  # a file that has that address, as a container gets its secrets
+    tls_ca: str = ""  # PEM files; NATS is reached by TLS where its address says tls://
+    tls_cert: str = ""
+    tls_key: str = ""
     alive: str = ""  # a file that says twice a second how the process is, for `millrace healthy`
     id: str = ""  # a name for this boot; a random one if empty
     log: str = "info"
+    log_format: str = "auto"  # json, text, or auto: text on a terminal
 
 
 class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +29,7 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: int = 8000
     fd: int = -1  # an already listening socket, as `millrace up` hands it over; -1: open host:port
     queue: int = 256  # jobs waiting and running, all models together: JOBS max_msgs
+    replicas: int = 1  # servers of a NATS cluster that each keep the job queue
     keys: str = ""  # a key file (`millrace/keys.py`), or its JSON itself; empty: no key is asked for
     deadline_s: float = 120.0  # a client may ask for less
     max_body: int = 4 << 20
@@ -34,6 +39,8 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pings: int = 3  # unanswered ones until the engine counts as gone
     slow_reader: int = 1 << 20  # bytes a client may leave unread before its stream is closed
     slow_reader_s: float = 30.0
+    trace_file: str = ""  # where traces are kept, as `millrace up` has it; empty: nowhere
+    trace_content: bool = False  # whether traces hold what was asked and answered
 
 
 class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,8 +57,11 @@ class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
     slots: int = 16
     chunk: int = 64  # prompt tokens that may join one decode step
+    step_spans: float = 2.0  # engine.step spans a second, as a sample; 0: none
     max_len: int = 0
     prefix_cache_mb: int = 512
+    prefix_disk_mb: int = 0
+    prefix_dir: str = ""
     # The simulated model's costs. A step takes step + row x decoding rows + token x prompt tokens.
     sim_step_ms: float = 4.0
     sim_row_ms: float = 0.25
@@ -78,6 +88,7 @@ class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     detokenizers: int = 1
     state_dir: str = ""  # default: one per port below $XDG_STATE_HOME/millrace
     plain: bool = False
+    broker: str = ""  # a folder as `millrace broker` writes it: NATS runs elsewhere
 
 
 ROLES: dict[str, type[msgspec.Struct]] = {

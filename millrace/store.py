@@ -58,9 +58,13 @@ def adding(root: Path, name: str, source: str) -> Iterator[Path]:
             source=source,
             made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             by=f"millrace {__version__}",
-            files={path.name: digest(path) for path in sorted(made.iterdir())},
+            files={str(path.relative_to(made)): digest(path) for path in _files(made)},
         )
         (made / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def check_free(root: Path, name: str) -> None:
@@ -115,7 +119,7 @@ def verify(folder: Path, progress: Progress = lambda done, total, what: None) ->
             wrong.append(f"{name}: {size} bytes, not {expected.size}")
         elif (found := digest(path, tell)) != expected:
             wrong.append(f"{name}: its SHA-256 is {found.sha256}, not {expected.sha256}")
-    there = {path.name for path in folder.iterdir()} - {MANIFEST}
+    there = {str(path.relative_to(folder)) for path in _files(folder)} - {MANIFEST}
     return wrong + [f"{name}: not a file of this model" for name in sorted(there - known.files.keys())]
 
 
@@ -156,7 +160,7 @@ def _entry(model: models.Model, root: Path) -> Entry:
         name=model.name,
         kind="stored" if model.folder.is_relative_to(root.resolve()) else "shipped",
         form=form,
-        bytes=sum(path.stat().st_size for path in model.folder.iterdir() if path.is_file()),
+        bytes=sum(path.stat().st_size for path in _files(model.folder)),
         context=context,
         made=known.made if known else "",
         source=known.source if known else "",
@@ -168,6 +172,9 @@ def form_of(model: models.Model) -> str:
     """What is in a model's folder, in a few words."""
     if model.simulated:
         return "simulated"
+    if model.guest:
+        form = models.read_json(model.folder, models.GUEST)
+        return f"guest, {'in place' if form.get('in_place') else 'grown'}"
     if not model.converted:
         return "as the Hub has it"
     card = models.read_json(model.folder, models.CARD)

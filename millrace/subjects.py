@@ -54,17 +54,12 @@ class Send:
 
 
 TOKENIZER = Subject(
-    "mr.tok.{}",
-    (m.Prompt, m.Encode, m.Decode),
-    (m.Admitted, m.Refused, m.Encoded, m.Decoded),
-    (G,),
-    (T,),
-    "queue group of a model's tokenizers",
+    "mr.tok.{}", (m.Prompt,), (m.Admitted, m.Refused), (G,), (T,), "queue group of a model's tokenizers"
 )
 JOB = Subject("mr.job.{}", (m.Job,), (), (T,), (), "stored in JOBS; pulled by the model's engines")
 GATEWAY = Subject(
     "mr.gw.{}",
-    (m.Claim, m.Recall, m.Delta, m.Yielded),
+    (m.Claim, m.Recall, m.Delta, m.Yielded, m.Hops),
     (m.Granted, m.Wait, m.Gone, m.Opened),
     (E, D),
     (G,),
@@ -101,7 +96,11 @@ class Stream:
     why: str
 
     def config(
-        self, max_msgs: int | None = None, max_bytes: int | None = None, max_age_s: float | None = None
+        self,
+        max_msgs: int | None = None,
+        max_bytes: int | None = None,
+        max_age_s: float | None = None,
+        replicas: int = 1,
     ) -> dict[str, Any]:
         """The stream as JetStream's API takes it."""
         age_s = max_age_s or self.max_age_s
@@ -116,7 +115,7 @@ class Stream:
             "max_msg_size": self.max_msg_size,
             "max_age": int(age_s * 1e9),
             "max_consumers": -1,
-            "num_replicas": 1,
+            "num_replicas": replicas,
             # A publish repeated within this window is stored once: the tokenizer may be asked twice.
             # JetStream refuses a window longer than the age.
             "duplicate_window": int(min(120.0, age_s or 120.0) * 1e9),

@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -20,8 +21,8 @@ from typing import Any
 
 import msgspec
 
-from millrace import control, messages, models, panel, settings
-from millrace.broker import Broker, binary
+from millrace import control, messages, models, panel, settings, tls, tracefile
+from millrace.broker import Broker, Elsewhere, binary
 from millrace.child import Child, ending
 from millrace.control import ControlError, Row, Say
 from millrace.place import CannotStart, claim, listen, public_url
@@ -74,6 +75,7 @@ class Supervisor:
         folder: Path,
         http: socket.socket,
         view: panel.View,
+        tls: ssl.SSLContext | None,
     ):
         self._given = given
         self._env = env
@@ -81,7 +83,9 @@ class Supervisor:
         self._folder = folder
         self._http = http
         self._view = view
-        self._broker = Broker.prepare(folder / "nats")
+        self._tls = tls
+        self._broker = None if given.broker else Broker.prepare(folder / "nats")
+        self._nats = self._broker or Elsewhere(Path(given.broker))
         self._seats: list[Seat] = []
         self._guests: dict[str, tuple[messages.Here, float]] = {}  # those who joined by hand
         self._children: set[Child] = set()
@@ -98,7 +102,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(sig, self._stop)
-        begun = [self._add(NATS)]
+        begun = [self._add(NATS)] if self._broker else []
         for role in SCALED:
             begun += [self._add(role) for _ in range(getattr(self._given, f"{role}s"))]
         watching = [self._spawn(self._tick_on()), self._spawn(self._hear_on())]
@@ -126,7 +130,8 @@ class Supervisor:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, *(seat.task for seat in self._seats), return_exceptions=True)
-            self._broker.close()
+            if self._broker:
+                self._broker.close()
             self._http.close()
             self._show()
         if failure := self._defect or failure:
@@ -244,34 +249,43 @@ class Supervisor:
         if seat.role == NATS:
             # Two messages a step are little work, and on few cores Go's own threads cost more than they give.
             env = self._env if (os.cpu_count() or 1) > 4 else {"GOMAXPROCS": "1", **self._env}
+            assert self._broker
             child = Child(self._broker.command(), env, self._log(seat))
             seat.begin(NATS, child)
             return child
         role = Role(seat.role)
         id = f"{role}_{secrets.token_hex(3)}"
-        env = {**self._env, "MILLRACE_NATS": self._broker.url(role), "MILLRACE_ID": id}
+        env = {**self._env, "MILLRACE_NATS": self._nats.url(role), "MILLRACE_ID": id}
         if "model" in settings.ROLES[role].__struct_fields__:
             env |= {"MILLRACE_MODEL": self._given.model, "MILLRACE_MODELS": self._given.models}
         fds: tuple[int, ...] = ()
+        if role is Role.ENGINE:
+            env.setdefault("MILLRACE_PREFIX_DIR", str(self._folder / "prefixes"))
         if role is Role.GATEWAY:
             fds = (self._http.fileno(),)
             env["MILLRACE_FD"] = str(fds[0])
             env["MILLRACE_HOST"] = self._given.host
             env["MILLRACE_PORT"] = str(self._given.port)
+            env["MILLRACE_TRACE_FILE"] = str(self._folder / tracefile.FOLDER / f"{self._name(seat)}.jsonl")
         # -P: a file in the user's directory is not a module of ours, whatever its name.
         child = Child([sys.executable, "-P", "-m", "millrace.cli", role], env, self._log(seat), fds)
         seat.begin(id, child)
         return child
 
     def _log(self, seat: Seat) -> Path:
-        if seat.role == NATS:
+        if seat.role == NATS and self._broker:
             return self._broker.log
-        name = seat.role if seat.number == 1 else f"{seat.role}_{seat.number}"
-        return self._folder / "log" / f"{name}.log"
+        return self._folder / "log" / f"{self._name(seat)}.log"
+
+    @staticmethod
+    def _name(seat: Seat) -> str:
+        """Of its files, whoever sits in it."""
+        return seat.role if seat.number == 1 else f"{seat.role}_{seat.number}"
 
     # -- what it sees
 
     async def _greeted(self, seat: Seat) -> None:
+        assert self._broker
         await self._broker.ready()
         # While the server was away nobody could be heard, and that was nobody's fault.
         for other in self._seats:
@@ -297,7 +311,7 @@ class Supervisor:
         # Imported only now: the processes that it starts are busy importing too.
         from millrace.bus import Bus, Inbox  # noqa: PLC0415
 
-        bus = await Bus.connect(self._broker.url(Role.OPERATOR), Role.OPERATOR, "up")
+        bus = await Bus.connect(self._nats.url(Role.OPERATOR), Role.OPERATOR, "up", self._tls)
         try:
             await bus.listen(Inbox(PRESENCE.wildcard, messages.Here, self._heard))
             await asyncio.Event().wait()
@@ -337,7 +351,7 @@ class Supervisor:
                     self._event(f"{here.role} {id} left")
             for seat in self._seats:
                 self._pass_on(seat)
-                if seat.role == NATS and self._stuck and self._broker.room >= ROOM:
+                if self._broker and seat.role == NATS and self._stuck and self._broker.room >= ROOM:
                     self._stuck = False
                     self._spawn(self._unstick(seat))
             self._show()
@@ -463,7 +477,8 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         _checked(role, passed)
     models.find(given.model, given.models)
     try:
-        binary()
+        if not given.broker:
+            binary()
     except FileNotFoundError as error:
         raise CannotStart(str(error)) from None
     with contextlib.ExitStack() as held:
@@ -480,7 +495,8 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         view = panel.choose(sys.stdout, plain=given.plain, model=given.model, folder=folder, began=began)
         held.callback(view.close)
         drain_s = _checked(Role.GATEWAY, passed).drain_s
-        asyncio.run(Supervisor(given, _environment(passed), drain_s, folder, http, view).run())
+        trusted = tls.context(_checked(Role.ENGINE, passed))
+        asyncio.run(Supervisor(given, _environment(passed), drain_s, folder, http, view, trusted).run())
     return 0
 
 

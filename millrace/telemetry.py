@@ -5,6 +5,7 @@ Carried in NATS headers, as W3C trace context has it, so that any hop can join t
 
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,9 +44,34 @@ def valid_traceparent(value: str) -> str:
     return value if TRACEPARENT.fullmatch(value) else ""
 
 
-def child_of(traceparent: str) -> str:
-    """A new span in that trace, or the first of a new, unsampled-by-the-client one."""
-    span = secrets.token_hex(8)
-    if traceparent:
-        return f"{traceparent[:36]}{span}{traceparent[52:]}"
-    return f"00-{secrets.token_hex(16)}-{span}-01"
+def child_of(traceparent: str, *, sampled: bool) -> str:
+    """A new span in that trace, or the first of a new one. Whether it is recorded is our decision alone."""
+    trace = traceparent[3:35] or secrets.token_hex(16)
+    return f"00-{trace}-{secrets.token_hex(8)}-0{int(sampled)}"
+
+
+def is_sampled(traceparent: str) -> bool:
+    return traceparent.endswith("1")
+
+
+def trace_of(traceparent: str) -> str:
+    return traceparent[3:35]
+
+
+def span_of(traceparent: str) -> str:
+    return traceparent[36:52]
+
+
+_STATE_MEMBER = re.compile(r"[a-z0-9][a-z0-9_\-*/@]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{1,256}")
+
+
+def valid_tracestate(value: str) -> str:
+    """The value if it is well-formed and of the length that everybody must pass on, else nothing."""
+    members = [member.strip() for member in value.split(",")] if len(value) <= 512 else []
+    good = 0 < len(members) <= 32 and all(_STATE_MEMBER.fullmatch(member) for member in members)
+    return ",".join(members) if good else ""
+
+
+def wall(at: float) -> float:
+    """A moment of the monotonic clock as unix seconds. Asked anew each time: the wall clock may be set."""
+    return time.time() - time.monotonic() + at

@@ -2,7 +2,9 @@
 
     safetensors     the weights, tensor by tensor
     architecture    what config.json says, in our words; the families
-    calibrate       the scales of an 8-bit key-value cache, from a text
+    forward         a model over a text, layer by layer
+    calibrate       what each layer is computed with, by what it does with the text
+    quality         how far the result is from the original
     network         the graph, over
     linear, graph   linear layers in each arithmetic; writing ONNX
     card            what the engine has to know
@@ -11,6 +13,7 @@ Nothing of it is half made: the folder is written beside its place and renamed a
 """
 
 import hashlib
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,16 +23,30 @@ import msgspec
 import numpy as np
 
 from millrace import whole
-from millrace.convert import architecture, calibrate, card
+from millrace.convert import architecture, calibrate, card, quality
 from millrace.convert.architecture import Architecture
 from millrace.convert.card import Cache, Card, Quant
+from millrace.convert.forward import Exact, Planned
 from millrace.convert.graph import Graph, Store
-from millrace.convert.network import CANDIDATES, Form, Network, Plan, Scales
+from millrace.convert.network import CANDIDATES, Form, Network, Plan
+from millrace.convert.quality import Quality
 from millrace.convert.safetensors import Weights
 from millrace.convert.text import TEXT
 from millrace.models import inside, read_json
 
 Progress = Callable[[int, int, str], object]  # steps done, of how many, what is done now
+
+
+class Poor(ValueError):
+    """The converted model is too far from its original; it was not kept."""
+
+    def __init__(self, found: Quality, faults: list[str]):
+        self.quality = found
+        super().__init__(f"the result is not good: {'; '.join(faults)}")
+
+
+CALIBRATION = "calibration.txt"
+"""A folder's own text, if it has one: a model with a small world shows nothing of itself on any other."""
 
 BESIDE = (
     "config.json",
@@ -39,11 +56,13 @@ BESIDE = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    CALIBRATION,
     "LICENSE",
 )
 """Files that the other parts of the service read, or that must travel with the weights."""
 
-CALIBRATION_TOKENS = 512
+TOKENS = 512  # of a text that are calibrated on, and as many that are measured on
+FEWEST = 32
 DATA = "weights.bin"
 
 
@@ -55,9 +74,14 @@ def convert(
     *,
     cache: Cache = "int8",
     max_len: int = 0,
-    text: str = TEXT,
+    text: str | None = None,
+    accept: bool = False,
 ) -> Path:
-    """Convert a model; ValueError if it cannot be done, and then `out` does not exist."""
+    """Convert a model; ValueError if it cannot be done, and then `out` does not exist.
+
+    A result that is far from the original is such an error, unless it is accepted as it is. Without a text,
+    the folder's own is taken, or ours.
+    """
     if quant not in get_args(Quant) or cache not in get_args(Cache):
         raise ValueError(f"quantisation {quant!r} with a cache of {cache!r} is not known")
     if out.exists():
@@ -68,7 +92,9 @@ def convert(
         raise ValueError(f"{folder}: the tensor lm_head.weight is missing, and the heads are not tied")
     with whole.making(out) as made:
         made.mkdir()
-        _write(folder, made, a, weights, quant, cache, text, progress)
+        found = _write(folder, made, a, weights, quant, cache, text, progress)
+        if (faults := found.faults(quant)) and not accept:
+            raise Poor(found, faults)
     return out
 
 
@@ -83,27 +109,25 @@ def _write(
     weights: Weights,
     quant: Quant,
     cache: Cache,
-    text: str,
+    text: str | None,
     progress: Progress,
-) -> None:
-    total = len(a.layers) * (len(Form) + (cache == "int8"))
-    done = 0
+) -> Quality:
+    total = len(a.layers) + 1 + len(Form)
+    steps = itertools.count()
 
     def step(what: str) -> None:
-        nonlocal done
-        progress(done, total, what)
-        done += 1
+        progress(next(steps), total, what)
 
-    scales: list[Scales] = []
-    if cache == "int8":
-        scales = calibrate.scales(a, weights, tokens_of(folder, text, a.vocab), step)
-    plan = Plan(lambda name: quant, scales)
+    texts = texts_of(folder, text_of(folder) if text is None else text, a)
+    plan = Plan(quant)
     digests = []
     graphs = {}
     with Store(out / DATA) as store:
+        found = _plan(a, weights, plan, cache, texts, store, step)
         for form in Form:
+            step(f"writing {form.value}")
             graph = Graph(form.value, store)
-            Network(graph, a, weights, plan).build(form, step)
+            Network(graph, a, weights, plan).build(form)
             graphs[form.value] = f"{form.value}.onnx"
             content = graph.model().SerializeToString(deterministic=True)
             (out / graphs[form.value]).write_bytes(content)
@@ -127,23 +151,69 @@ def _write(
         candidates=min(CANDIDATES, a.vocab),
         graphs=graphs,
         data=DATA,
-        scales=[(float(s.keys.max()), float(s.values.max())) for s in scales],
+        scales=[(float(s.keys.max()), float(s.values.max())) for s in plan.scales],
+        kernels=plan.kernels,
+        smoothed=sorted(plan.smooth),
+        quality=found,
+        source=str(folder.resolve()),
         digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )
     (out / card.NAME).write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2))
     progress(total, total, "done")
+    return found
 
 
-def tokens_of(folder: Path, text: str, vocab: int) -> list[int]:
-    """The text as the model reads it. A folder without a tokenizer is not for use: any tokens will do."""
+def _plan(
+    a: Architecture,
+    weights: Weights,
+    plan: Plan,
+    cache: Cache,
+    texts: tuple[list[int], list[int]],
+    store: Store,
+    step: Callable[[str], object],
+) -> Quality:
+    """Fill the plan by one text; measure by another what has come of it."""
+    scratch = store.path.with_name("scratch")
+    exact = Exact(a, weights, texts, scratch)
+    ours = Planned(a, weights, plan, texts[1:], store)
+    for i in range(len(a.layers)):
+        step(f"layer {i + 1} of {len(a.layers)}")
+        calibrate.layer(a, plan, i, exact.layer(i)[0], cache=cache == "int8")
+        ours.layer(i)
+    step("the head")
+    head, (read, other) = exact.head()
+    calibrate.arithmetic(a, plan, head, read)
+    found = quality.measure(texts[1], ours.logits(0), exact.logits(other))
+    scratch.unlink()
+    return found
+
+
+def text_of(folder: Path) -> str:
+    path = inside(folder, CALIBRATION)
+    return path.read_text(encoding="utf-8") if path.is_file() else TEXT
+
+
+def texts_of(folder: Path, text: str, a: Architecture) -> tuple[list[int], list[int]]:
+    """The text as the model reads it, in two halves: one to calibrate on and one to measure on.
+
+    A folder without a tokenizer is not for use: any tokens will do.
+    """
+    size = min(TOKENS, a.max_len)
     path = inside(folder, "tokenizer.json")
     if not path.is_file():
-        drawn: list[int] = np.random.default_rng(0).integers(0, vocab, CALIBRATION_TOKENS).tolist()
-        return drawn
+        rng = np.random.default_rng(0)
+        return rng.integers(0, a.vocab, size).tolist(), rng.integers(0, a.vocab, size).tolist()
     from tokenizers import Tokenizer  # noqa: PLC0415 - a second of start-up that only a conversion pays
 
     try:
-        ids: list[int] = Tokenizer.from_file(str(path)).encode(text).ids
+        tokenizer = Tokenizer.from_file(str(path))
+        begin, ids = tokenizer.encode("").ids, tokenizer.encode(text, add_special_tokens=False).ids
     except Exception as error:  # the library raises plain Exceptions
         raise ValueError(f"{path}: {error}") from None
-    return [min(i, vocab - 1) for i in ids[:CALIBRATION_TOKENS]]
+    if len(ids) < 2 * FEWEST:
+        raise ValueError(f"the text has {len(ids)} tokens, too few to calibrate on: {2 * FEWEST} are needed")
+    half = len(ids) // 2
+    first, second = (
+        [min(i, a.vocab - 1) for i in (*begin, *some)][:size] for some in (ids[:half], ids[half:])
+    )
+    return first, second

@@ -1,60 +1,50 @@
-"""What values a model's keys and values take on ordinary text: from that follow the scales of an 8-bit cache.
+"""What a model is to be computed with, chosen by what it does with an ordinary text.
 
-The layers run one after another through their own fp32 graphs, so that no more than one layer is ever
-held in fp32, and the graph is the one that the engine runs, in other arithmetic.
+A layer's keys and values get the scales of an 8-bit cache. Its linear layers get their arithmetic: the
+quickest whose error is small enough, measured on what they read. Where a few input channels are far larger
+than the others, they drown the others in rounding; then it is tried to have the weights take a part of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from millrace.convert.architecture import Architecture
+from millrace.convert.forward import Seen
 from millrace.convert.graph import Graph, Inline
-from millrace.convert.network import Network, Plan, Scales, Side
+from millrace.convert.linear import KERNELS
+from millrace.convert.network import Linear, Plan, Scales
 from millrace.convert.runtime import session
-from millrace.convert.safetensors import Weights
 
 Floats = npt.NDArray[np.float32]
 
 MARGIN = 1.1  # beyond the largest value seen: what lies above is cut off
 COARSE = 1e-3  # rounding noise, as a share of a middling channel's variance, above which each gets a scale
 
+ROWS = 128  # of what a linear layer read; more say no more about its error
 
-def scales(
-    a: Architecture, weights: Weights, tokens: list[int], step: Callable[[str], object]
-) -> list[Scales]:
-    found = []
-    x = weights.get("model.embed_tokens.weight", a.vocab, a.hidden)[tokens] * np.float32(a.embed_scale)
-    for i in range(len(a.layers)):
-        step(f"calibrating layer {i + 1}")
-        x, keys, values = run_layer(a, weights, i, x)
-        by_channel = coarse(keys) or coarse(values)
-        found.append(Scales(steps(keys, by_channel=by_channel), steps(values, by_channel=by_channel)))
-    return found
+FINE = 5e-4  # an error that nothing is tried against: that of 8 bits without outliers
+MOST = {"int8": 1e-3, "wide": 1e-3, "int4": 2e-2, "fine": np.inf, "fp32": np.inf}
+"""The largest error of each kernel that is taken; beyond it, the next one is tried."""
+
+ALPHAS = (0.25, 0.5, 0.75)
+"""How much of the channels' differences the weights take: all that is done for them costs the weights."""
 
 
-def run_layer(a: Architecture, weights: Weights, i: int, x: Floats) -> tuple[Floats, Floats, Floats]:
-    """A layer in fp32 over one text: its output, and its keys and values, [kv_heads, tokens, head_dim]."""
-    g = Graph(f"layer {i}", Inline())
-    net = Network(g, a, weights, Plan(lambda name: "fp32", []))
-    side = Side(g.input("before", np.int32, [1]), g.input("longest", np.int32, []), 1, -1, "")
-    residual, delta = net.layer(i, g.input("x", np.float32, [1, "tokens", a.hidden]), "", {"chunk": side})
-    g.node("Add", residual, delta, named=("y",))
-    g.output("y", np.float32, [1, "tokens", a.hidden])
-    count = len(x)
-    empty = np.zeros((1, a.kv_heads, count, a.head_dim), np.float32)
-    y, keys, values = session(g.model().SerializeToString()).run(
-        ["y", f"chunk.k.{i}.out", f"chunk.v.{i}.out"],
-        {
-            "x": x[None],
-            "before": np.array([count - 1], np.int32),
-            "longest": np.array(count, np.int32),
-            f"chunk.k.{i}": empty,
-            f"chunk.v.{i}": empty,
-        },
-    )
-    return y[0], keys[0], values[0]
+def layer(a: Architecture, plan: Plan, i: int, seen: Seen, *, cache: bool) -> None:
+    """Plan one layer by what it showed."""
+    for linear, x in seen.linears:
+        arithmetic(a, plan, linear, x)
+    if cache:
+        values = seen.values
+        smooth = plan.smooth.get(f"model.layers.{i}.self_attn.o_proj")
+        if smooth is not None:
+            values = values / smooth.reshape(a.kv_heads, -1, a.head_dim)[:, :1]
+        by_channel = coarse(seen.keys) or coarse(values)
+        plan.scales.append(
+            Scales(steps(seen.keys, by_channel=by_channel), steps(values, by_channel=by_channel))
+        )
 
 
 def coarse(seen: Floats) -> bool:
@@ -72,3 +62,55 @@ def steps(seen: Floats, *, by_channel: bool) -> Floats:
     floor = max(float(largest.mean()) * 1e-2, 1e-6)
     scale: Floats = (np.maximum(largest, floor) * MARGIN / 127).astype(np.float32)
     return scale[None, :, None, :] if by_channel else scale
+
+
+# -- linear layers
+
+
+def arithmetic(a: Architecture, plan: Plan, linear: Linear, x: Floats) -> None:
+    """The kernel of a linear layer that reads `x`, and what its input is divided by before it."""
+    if plan.kernel == "fp32":
+        return
+    x = x[:: max(1, len(x) // ROWS)]
+    weights = linear.weights()
+    expected = x @ weights.T
+    for kernel in dict.fromkeys([plan.kernel, "int8", "wide", "fine"]):
+        wrong, smooth = error(kernel, linear, x, weights, expected), None
+        if kernel in ("int8", "int4") and wrong > FINE:
+            for tried in smoothings(a, linear, x, weights):
+                less = error(kernel, linear, x / tried, weights * tried, expected)
+                if less < wrong * 0.9:  # a hair's breadth is not worth the weights' disturbance
+                    wrong, smooth = less, tried
+        if wrong <= MOST[kernel]:
+            break
+    if kernel != plan.kernel:
+        plan.kernels[linear.name] = kernel
+    if smooth is not None:
+        plan.smooth[linear.name] = smooth
+
+
+def error(kernel: str, linear: Linear, x: Floats, weights: Floats, expected: Floats) -> float:
+    """Squared, relative to what each row differs by from the others: what all have in common says nothing."""
+    g = Graph("linear", Inline())
+    y = KERNELS[kernel](
+        g, g.input("x", np.float32, ["rows", linear.k]), linear.name, linear.k, linear.n, lambda: weights
+    )
+    g.output(y, np.float32, ["rows", linear.n])
+    found = session(g.model().SerializeToString()).run([y], {"x": x})[0]
+    size = np.square(expected - expected.mean(axis=0)).sum(axis=1, dtype=np.float64)
+    wrong = np.square(found - expected).sum(axis=1, dtype=np.float64)
+    return float((wrong[size > 0] / size[size > 0]).mean()) if size.any() else 0.0
+
+
+def smoothings(a: Architecture, linear: Linear, x: Floats, weights: Floats) -> Iterable[Floats]:
+    """Factors of the input channels, powers of two so that to multiply with them rounds nothing."""
+    read = np.abs(x).max(axis=0)
+    held = np.abs(weights).max(axis=0)
+    if linear.name.endswith("o_proj"):  # heads that share a value share its factor
+        heads = (a.kv_heads, a.heads // a.kv_heads, a.head_dim)
+        read, held = (of.reshape(heads).max(axis=1) for of in (read, held))
+        read, held = (np.repeat(of[:, None], heads[1], axis=1).reshape(-1) for of in (read, held))
+    read, held = (np.maximum(of, max(float(of.max()) * 1e-5, 1e-30)) for of in (read, held))
+    for alpha in ALPHAS:
+        log = alpha * np.log2(read) - (1 - alpha) * np.log2(held)
+        yield np.exp2(np.rint(log - np.median(log))).astype(np.float32)

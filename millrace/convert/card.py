@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from millrace import models
+from millrace.convert.quality import Quality
 
 NAME = models.CARD
 VERSION = 1
@@ -31,6 +32,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     data: str  # the file of their weights
     scales: list[tuple[float, float]] = []  # the largest of each layer's key and value scales
     kernels: dict[str, str] = {}  # linear layers that are computed in another way than most
+    smoothed: list[str] = []  # linear layers whose weights took a part of their inputs' differences
+    quality: Quality | None = None  # as it was measured when the model was converted
+    source: str = ""  # the folder it was made from, on the machine where it was made
     digest: str  # of weights and graphs: two folders with the same one give the same answers
 
     @property

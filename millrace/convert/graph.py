@@ -52,6 +52,10 @@ class Store:
         self._file.write(data)
         self._hash.update(data)
 
+    def flush(self) -> None:
+        """What was put is in the file."""
+        self._file.flush()
+
     @property
     def digest(self) -> str:
         return self._hash.hexdigest()

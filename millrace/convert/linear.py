@@ -2,14 +2,16 @@
 
     fp32    as it is
     int8    activations in 8 bits with one scale a row, weights in 8 bits with one scale an output channel
-    w8      weights in 8 bits by blocks, activations in 8 bits by blocks: slower, kinder to outliers
+    wide    the same with activations of 16 bits, as two rows of 8: they may have outliers
+    fine    weights of 16 bits too, as two of 8: so may they
     int4    weights in 4 bits by blocks; reads half the bytes, which wins where one row is computed
 
 All but fp32 sum integers, so a row's result does not depend on the rows beside it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ Make = Callable[[], Floats]
 Kernel = Callable[[Graph, str, str, int, int, Make], str]  # graph, x, name, in, out, weights -> y
 
 BLOCK = 32
+FINER = 1 / 254  # what is left is at most half a step, which makes 127 of these
 TINY = 1e-30  # weights that are all zero must not divide by zero
 
 
@@ -33,65 +36,118 @@ def int8(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
 
     A row of zeros divides by zero; what that is rounded to is multiplied by zero in the end.
     """
-    codes = cache(lambda: channels(make()))
-    largest = g.node("ReduceMax", g.node("Abs", x), g.constant([-1], np.int64), keepdims=1)
+    largest = _largest(g, x)
     zero = g.constant(128, np.uint8)
     rows = g.node("QuantizeLinear", g.node("Div", x, largest), g.constant(1 / 127, np.float32), zero)
-    product = g.node(
+    return g.node("Mul", _product(g, rows, name, make), largest)
+
+
+def wide(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
+    """What the first 8 bits leave of a row is a second row, so that the weights are read once."""
+    largest, rows = _wide(g, x)
+    return g.node("Mul", _joined(g, _product(g, rows, name, make), 0, FINER), largest)
+
+
+def fine(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
+    """What the first 8 bits leave of the weights are more output channels."""
+
+    def both() -> tuple[npt.NDArray[np.int8], Floats]:
+        weights = make()
+        codes, scale = channels(weights)
+        rest = np.rint((weights - codes * scale[:, None]) / (scale[:, None] * FINER)).astype(np.int8)
+        return np.concatenate([codes, rest]), np.concatenate([scale, scale * FINER])
+
+    largest, rows = _wide(g, x)
+    product = _joined(g, _product(g, rows, name, make, both), -1, 1)
+    return g.node("Mul", _joined(g, product, 0, FINER), largest)
+
+
+def _largest(g: Graph, x: str) -> str:
+    return g.node("ReduceMax", g.node("Abs", x), g.constant([-1], np.int64), keepdims=1)
+
+
+def _wide(g: Graph, x: str) -> tuple[str, str]:
+    largest = _largest(g, x)
+    steps = g.node("Div", x, g.node("Mul", largest, g.constant(1 / 127, np.float32)))
+    whole = g.node("Round", steps)
+    rest = g.node("Div", g.node("Sub", steps, whole), g.constant(FINER, np.float32))
+    both = g.node("Concat", whole, rest, axis=0)
+    return largest, g.node("QuantizeLinear", both, g.constant(1, np.float32), g.constant(128, np.uint8))
+
+
+def _product(
+    g: Graph,
+    rows: str,
+    name: str,
+    make: Make,
+    quantise: Callable[[], tuple[npt.NDArray[np.int8], Floats]] | None = None,
+) -> str:
+    """Rows in steps of a 127th, times weights by output channel."""
+    codes = cache(quantise or (lambda: channels(make())))
+    return g.node(
         "MatMulIntegerToFloat",
         rows,
         g.weight(f"{name}.int8", lambda: codes()[0].T),
         g.constant(1, np.float32),
         g.weight(f"{name}.scale", lambda: codes()[1] / np.float32(127)),
-        zero,
+        g.constant(128, np.uint8),
         domain=CONTRIB,
     )
-    return g.node("Mul", product, largest)
+
+
+def _joined(g: Graph, x: str, axis: int, share: float) -> str:
+    """The first half, and the second's share."""
+    coarse, rest = g.nodes("Split", x, outputs=2, axis=axis, num_outputs=2)
+    return g.node("Add", coarse, rest if share == 1 else g.node("Mul", rest, g.constant(share, np.float32)))
 
 
 def channels(weights: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     """Symmetric 8 bits with one scale an output channel: [out, in] and [out]."""
-    scale = np.maximum(np.abs(weights).max(axis=1), TINY).astype(np.float32) / np.float32(127)
-    return np.rint(weights / scale[:, None]).astype(np.int8), scale
+    codes, scale = np.empty(weights.shape, np.int8), np.empty(len(weights), np.float32)
+    for some in parts(weights):  # a head is the largest thing in memory; its copies would be larger
+        scale[some] = np.maximum(np.abs(weights[some]).max(axis=1), TINY) / np.float32(127)
+        codes[some] = np.rint(weights[some] / scale[some, None])
+    return codes, scale
 
 
-def _blocks(bits: int) -> Kernel:
-    def kernel(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
-        codes = cache(lambda: blocks(make(), bits))
-        return g.contrib(
-            "MatMulNBits",
-            x,
-            g.weight(f"{name}.int{bits}", lambda: codes()[0]),
-            g.weight(f"{name}.scales", lambda: codes()[1]),
-            K=k,
-            N=n,
-            bits=bits,
-            block_size=BLOCK,
-            accuracy_level=4,
-        )
-
-    return kernel
+def parts(weights: npt.NDArray[Any], size: int = 1 << 22) -> Iterator[slice]:
+    """The rows, some millions of values at a time."""
+    step = max(1, size // weights.shape[1])
+    return (slice(at, at + step) for at in range(0, len(weights), step))
 
 
-def blocks(weights: Floats, bits: int) -> tuple[npt.NDArray[np.uint8], Floats]:
+def int4(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
+    codes = cache(lambda: blocks(make()))
+    return g.contrib(
+        "MatMulNBits",
+        x,
+        g.weight(f"{name}.int4", lambda: codes()[0]),
+        g.weight(f"{name}.scales", lambda: codes()[1]),
+        K=k,
+        N=n,
+        bits=4,
+        block_size=BLOCK,
+        accuracy_level=4,
+    )
+
+
+def blocks(weights: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
     """Blocks along the inputs with one scale each: [out, blocks, bytes] and [out, blocks].
 
     The largest value of a block gets the end of the range that has one step more; its sign may be
     either, which is what makes a symmetric code use all its values.
     """
     n, k = weights.shape
-    padded = np.pad(weights, ((0, 0), (0, -k % BLOCK))).reshape(n, -1, BLOCK)
-    half = 1 << (bits - 1)
-    peak = np.take_along_axis(padded, np.abs(padded).argmax(axis=2)[:, :, None], axis=2)
-    scale = (peak / np.float32(-half)).astype(np.float32)
-    scale[scale == 0] = 1
-    codes = np.clip(np.rint(padded / scale) + half, 0, 2 * half - 1).astype(np.uint8)
-    if bits == 4:
-        codes = codes[:, :, 0::2] | codes[:, :, 1::2] << 4
-    return codes, scale[:, :, 0]
+    count = -(-k // BLOCK)
+    codes, scales = np.empty((n, count, BLOCK // 2), np.uint8), np.empty((n, count), np.float32)
+    for some in parts(weights):
+        padded = np.pad(weights[some], ((0, 0), (0, -k % BLOCK))).reshape(-1, count, BLOCK)
+        peak = np.take_along_axis(padded, np.abs(padded).argmax(axis=2)[:, :, None], axis=2)
+        scale = (peak / np.float32(-8)).astype(np.float32)
+        scale[scale == 0] = 1
+        fours = np.clip(np.rint(padded / scale) + 8, 0, 15).astype(np.uint8)
+        codes[some], scales[some] = fours[:, :, 0::2] | fours[:, :, 1::2] << 4, scale[:, :, 0]
+    return codes, scales
 
 
-int4 = _blocks(4)
-w8 = _blocks(8)
-
-KERNELS: dict[str, Kernel] = {"fp32": fp32, "int8": int8, "w8": w8, "int4": int4}
+KERNELS: dict[str, Kernel] = {"fp32": fp32, "int8": int8, "wide": wide, "fine": fine, "int4": int4}

@@ -7,7 +7,7 @@ and has the shape of attention all along: [rows, 1, channels], or [1, chunk, cha
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -51,12 +51,29 @@ class Scales:
         return {"k_quant_type": kind, "v_quant_type": kind, "kv_cache_bit_width": 8}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """How a model is computed: the kernel of each linear layer, and the scales of 8-bit keys and values."""
+    """How a model is computed. Conversion fills it in layer by layer."""
 
-    kernel: Callable[[str], str]
-    scales: list[Scales]  # one a layer; none: keys and values stay fp32
+    kernel: str  # of the linear layers that `kernels` does not name
+    kernels: dict[str, str] = field(default_factory=dict)
+    scales: list[Scales] = field(default_factory=list)  # one a layer; none: keys and values stay fp32
+    smooth: dict[str, Floats] = field(default_factory=dict)
+    """What an input channel of a linear layer is divided by, and its weights are multiplied with.
+
+    The division costs nothing: it is done to the weights of whatever comes before.
+    """
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One that is in the graph: where its input is found there, and its weights [out, in]."""
+
+    name: str
+    input: str
+    k: int
+    n: int
+    weights: Callable[[], Floats]
 
 
 @dataclass(frozen=True)
@@ -74,10 +91,11 @@ class Network:
         self.a = a
         self._weights = weights
         self._plan = plan
+        self.linears: list[Linear] = []
 
     # -- a whole model
 
-    def build(self, form: Form, step: Callable[[str], object]) -> None:
+    def build(self, form: Form) -> None:
         g, a = self.g, self.a
         x, delta = self.embed(g.input("tokens", np.int64, ["tokens"])), ""
         sides = self._sides(form)
@@ -85,7 +103,6 @@ class Network:
         x = g.node("Unsqueeze", x, axis) if axis else x
         last = len(a.layers) - 1
         for i in range(len(a.layers)):
-            step(f"writing layer {i + 1}")
             if form is Form.FILL and i == last:
                 self.attention(i, x, delta, sides)
             else:
@@ -120,17 +137,20 @@ class Network:
 
     def head(self, x: str, delta: str, wanted: str) -> None:
         """Logits and the likeliest tokens of the wanted rows alone."""
-        g, a = self.g, self.a
+        g = self.g
         x, delta = g.node("Gather", x, wanted, axis=0), g.node("Gather", delta, wanted, axis=0)
-        x, _ = self.norm("model.norm", x, delta)
-        name = "model.embed_tokens" if a.tied else "lm_head"
-        logits = self.linear("lm_head", x, a.hidden, a.vocab, stored=name)
+        self.logits(x, delta)
+        self._candidates("logits")
+
+    def logits(self, x: str, delta: str) -> None:
+        g, a = self.g, self.a
+        x, _ = self.norm("model.norm", x, delta, "lm_head")
+        logits = self.linear("lm_head", x, a.hidden, a.vocab, stored=head_name(a))
         if a.logit_cap:
             cap = g.constant(a.logit_cap, np.float32)
             logits = g.node("Mul", g.node("Tanh", g.node("Div", logits, cap)), cap)
         g.call(logits, "logits")
         g.output("logits", np.float32, ["wanted", a.vocab])
-        self._candidates("logits")
 
     def _candidates(self, logits: str) -> None:
         """The best tokens, best first, equals in ascending order of id.
@@ -170,7 +190,7 @@ class Network:
         delta = self.linear(f"{at}.self_attn.o_proj", attended, a.q_dim, a.hidden, bias=a.out_bias)
         if a.norms_behind:
             delta, _ = self.norm(f"{at}.post_attention_layernorm", delta, "")
-        normed, x = self.norm(f"{at}.{a.norm_before_mlp}", x, delta)
+        normed, x = self.norm(f"{at}.{a.norm_before_mlp}", x, delta, f"{at}.mlp.gate_up_proj")
         delta = self._mlp(at, normed)
         if a.norms_behind:
             delta, _ = self.norm(f"{at}.post_feedforward_layernorm", delta, "")
@@ -179,13 +199,18 @@ class Network:
     def attention(self, i: int, x: str, delta: str, sides: dict[str, Side]) -> tuple[str, str]:
         """What the heads gather, and the residual stream."""
         at = f"model.layers.{i}"
-        normed, x = self.norm(f"{at}.input_layernorm", x, delta)
+        normed, x = self.norm(f"{at}.input_layernorm", x, delta, f"{at}.self_attn.qkv_proj")
         return self._attention(i, self._qkv(at, normed, sides), sides), x
 
-    def norm(self, name: str, x: str, delta: str) -> tuple[str, str]:
-        """RMS norm of x + delta, and that sum."""
+    def norm(self, name: str, x: str, delta: str, into: str = "") -> tuple[str, str]:
+        """RMS norm of x + delta, and that sum; `into`: the one linear layer that reads it."""
         g, a = self.g, self.a
-        gain = g.weight(name, lambda: self._get(f"{name}.weight", a.hidden) + np.float32(a.norm_offset))
+
+        def gains() -> Floats:
+            stored = self._get(f"{name}.weight", a.hidden) + np.float32(a.norm_offset)
+            return stored / self._plan.smooth.get(into, np.float32(1))
+
+        gain = g.weight(name, gains)
         if not delta:
             return g.node("SimplifiedLayerNormalization", x, gain, epsilon=a.eps, axis=-1), x
         normed, _, _, total = g.nodes(
@@ -196,7 +221,10 @@ class Network:
     def _qkv(self, at: str, x: str, sides: dict[str, Side]) -> str:
         g, a = self.g, self.a
         parts = [("q", a.q_dim), ("k", a.kv_dim), ("v", a.kv_dim)]
-        qkv = self._several(f"{at}.self_attn", "qkv_proj", parts, x, a.hidden, bias=a.qkv_bias)
+        smooth = self._plan.smooth.get(f"{at}.self_attn.o_proj")
+        if smooth is not None:  # the heads that share a value share its factors
+            smooth = smooth.reshape(a.kv_heads, -1, a.head_dim)[:, 0].reshape(-1)
+        qkv = self._several(f"{at}.self_attn", "qkv_proj", parts, x, a.hidden, bias=a.qkv_bias, last=smooth)
         if not a.head_norms:
             return qkv
         # q and k are normed by one operator: its gain has a row for each of their heads.
@@ -273,7 +301,8 @@ class Network:
     def _mlp(self, at: str, x: str) -> str:
         g, a = self.g, self.a
         parts = [("gate", a.inner), ("up", a.inner)]
-        both = self._several(f"{at}.mlp", "gate_up_proj", parts, x, a.hidden, bias=a.mlp_bias)
+        smooth = self._plan.smooth.get(f"{at}.mlp.down_proj")
+        both = self._several(f"{at}.mlp", "gate_up_proj", parts, x, a.hidden, bias=a.mlp_bias, last=smooth)
         gate, up = g.nodes("Split", both, outputs=2, axis=-1, num_outputs=2)
         # QuickGelu with alpha 1 is SiLU.
         act = g.node("Gelu", gate, approximate="tanh") if a.gelu else g.contrib("QuickGelu", gate, alpha=1.0)
@@ -293,17 +322,32 @@ class Network:
         )
 
     def _several(
-        self, at: str, joined: str, parts: list[tuple[str, int]], x: str, k: int, *, bias: bool
+        self,
+        at: str,
+        joined: str,
+        parts: list[tuple[str, int]],
+        x: str,
+        k: int,
+        *,
+        bias: bool,
+        last: Floats | None,
     ) -> str:
-        """Layers with the same input are computed as one, and stored as one by some families."""
+        """Layers with the same input are computed as one, and stored as one by some families.
+
+        `last`: what the last one's outputs are divided by, for the sake of the layer that reads them.
+        """
         n = sum(size for _, size in parts)
 
         def get(kind: str, *shape: int) -> Floats:
             if self.a.joined:
-                return self._get(f"{at}.{joined}.{kind}", n, *shape)
-            return np.concatenate(
-                [self._get(f"{at}.{part}_proj.{kind}", size, *shape) for part, size in parts]
-            )
+                made = self._get(f"{at}.{joined}.{kind}", n, *shape)
+            else:
+                made = np.concatenate(
+                    [self._get(f"{at}.{part}_proj.{kind}", size, *shape) for part, size in parts]
+                )
+            if last is not None:
+                made[-len(last) :] /= last.reshape(-1, *(1 for _ in shape))
+            return made
 
         return self._apply(
             f"{at}.{joined}", x, k, n, lambda: get("weight", k), (lambda: get("bias")) if bias else None
@@ -318,11 +362,22 @@ class Network:
         weight: Callable[[], Floats],
         bias: Callable[[], Floats] | None,
     ) -> str:
-        y = KERNELS[self._plan.kernel(name)](self.g, x, name, k, n, weight)
+        plan = self._plan
+
+        def smoothed() -> Floats:
+            return weight() * plan.smooth[name] if name in plan.smooth else weight()
+
+        self.linears.append(Linear(name, x, k, n, weight))
+        y = KERNELS[plan.kernels.get(name, plan.kernel)](self.g, x, name, k, n, smoothed)
         return self.g.node("Add", y, self.g.weight(f"{name}.bias", bias)) if bias else y
 
     def _get(self, name: str, *shape: int) -> Floats:
         return self._weights.get(name, *shape)
+
+
+def head_name(a: Architecture) -> str:
+    """What the weights of the head are stored as."""
+    return "model.embed_tokens" if a.tied else "lm_head"
 
 
 def _window(layer: Layer) -> int:

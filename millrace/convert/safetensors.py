@@ -15,6 +15,7 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+ALL = slice(None)
 MAX_HEADER = 100 << 20  # the format's own limit
 
 
@@ -73,14 +74,16 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._stored(name)[0].shape
 
-    def get(self, name: str, *shape: int) -> Floats:
-        """The tensor as fp32, if it has the shape that the configuration promises."""
+    def get(self, name: str, *shape: int, rows: slice | list[int] = ALL) -> Floats:
+        """The tensor, or some of its rows, as fp32, if it has the shape that the configuration promises."""
         stored, dtype = self._stored(name)
         if stored.shape != shape:
             raise ValueError(f"{self._folder}: {name} has shape {list(stored.shape)}, not {list(shape)}")
         if dtype == "BF16":
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32)
+            wide = stored[rows].astype(np.uint32)
+            wide <<= 16
+            return wide.view(np.float32)
+        return stored[rows].astype(np.float32)
 
     def _stored(self, name: str) -> tuple[Array, str]:
         try:

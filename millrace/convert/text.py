@@ -34,4 +34,47 @@ Check: 3 * 5 + 7 = 22. The same steps work for every equation of the form ax + b
 Dear Ms. Albright, thank you for your letter of 14 March. We are sorry that the parcel arrived damaged. A
 new one was sent this morning and should reach you within three days; please keep the old one until then.
 Kind regards, Tomas Lindqvist (Customer Service, ext. 4471; https://example.com/help?id=88213)
+
+The first thing to do with a new clock is to let it stand for a day where it will hang. Wood takes its time
+to become used to the air of a room, and a movement that was set in the morning will be minutes out by the
+evening. Then wind it slowly, eight or nine turns, and never backwards. If it stops within the hour, look
+at the level before you look at the works: nine clocks out of ten that "do not go" only hang crooked.
+
+## Steps
+
+1. Install the package: `pip install gauge==2.4.1`
+2. Write `gauge.toml`:
+
+   ```toml
+   [river]
+   station = "upper weir"
+   every = "15min"
+   alarm = { above = 2.75, below = 0.40 }
+   ```
+
+3. Run `gauge watch --verbose` and wait for the line `ok: 1 station, 96 readings a day`.
+
+| month | rain (mm) | level (m) | days closed |
+| --- | ---: | ---: | ---: |
+| January | 81.4 | 1.92 | 2 |
+| February | 64.0 | 1.77 | 0 |
+| March | 102.9 | 2.31 | 5 |
+
+SELECT station, AVG(level) AS mean, COUNT(*) FROM readings WHERE taken >= '2024-03-01' GROUP BY station
+HAVING COUNT(*) > 10 ORDER BY mean DESC LIMIT 5;
+
+"And why," asked the judge, "did you not say so at once?" The old man turned his hat in his hands. "Nobody
+asked me, sir. They asked me where I was that night, and I told them; they asked me what I saw, and I told
+them that too. What I thought about it was my own business." There was some laughter in the room, and the
+judge, who had wanted to be severe, wrote something down so that he need not look up.
+
+Photosynthesis takes place in two stages. In the first, light is caught by chlorophyll and its energy used
+to split water, which sets oxygen free; in the second, known as the Calvin cycle, carbon dioxide is bound
+and built into sugar. A leaf on a bright day turns about one or two percent of the light that falls on it
+into matter, which seems little until one remembers that everything we eat began that way.
+
+Q: A train leaves at 14:35 and arrives at 17:10. How long does the journey take?
+A: From 14:35 to 17:10 are 2 hours and 35 minutes.
+
+<p class="note">Opening hours: <b>Mon&ndash;Fri</b> 9&ndash;17, Sat 10&ndash;14. Closed on holidays.</p>
 """

@@ -11,7 +11,7 @@ from millrace.actor import Actor
 from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
 from millrace.messages import Here, Message
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, Role
-from millrace.telemetry import Context
+from millrace.telemetry import Context, wall
 from services.detokenizer.decode import TextDecoder, load_tokenizer
 from services.detokenizer.scribe import Ask, Effect, Scribe
 
@@ -33,7 +33,7 @@ class DetokenizerActor(Actor):
         super().__init__(bus, id)
         self._name = name
         tokenizer = load_tokenizer(text)
-        self._scribe = Scribe(id, lambda keep: TextDecoder(tokenizer, skip_special=not keep))
+        self._scribe = Scribe(id, lambda keep: TextDecoder(tokenizer, skip_special=not keep), wall)
 
     async def start(self) -> None:
         await self.bus.listen(Inbox(DETOKENIZER.to(self.id), m.ToDetokenizer, self._told))
@@ -58,14 +58,14 @@ class DetokenizerActor(Actor):
             case m.Opened():
                 self._do(self._scribe.opened(message, now))
             case m.Release():
-                self._scribe.release(message)
+                self._do(self._scribe.release(message, now))
             case m.Ping():
                 return m.Pong(self.id, 0, [])
         return None
 
     def _do(self, effects: Iterable[tuple[str, Effect]]) -> None:
         for to, effect in effects:
-            if isinstance(effect, m.Delta):
+            if isinstance(effect, m.Delta | m.Hops):
                 self.bus.publish(GATEWAY.to(to), effect)
             elif isinstance(effect, m.Resend):
                 self.bus.publish(ENGINE.to(to), effect)

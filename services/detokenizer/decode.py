@@ -153,11 +153,17 @@ class TextDecoder:
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
         self._spelled = _spelling(tokenizer, skip_special)
+        self._all = _spelling(tokenizer, skip_special=False)
         steps = self._spelled.steps
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if steps.byte_level else None
         self._begun = not (steps.drops_first_space or steps.joint)
         self._run = b""  # byte-fallback tokens in a row: the reference judges such a run as a whole
         self._strip, self._stripping = steps.strip
+
+    def spell(self, token_id: int) -> bytes:
+        """What the token writes wherever it stands, control tokens too."""
+        piece = self._all[token_id]
+        return piece.encode() if isinstance(piece, str) else piece or b""
 
     def step(self, token_id: int) -> str:
         """The text that this token completes; "" while a character is still incomplete."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from millrace import messages as m
+from millrace.subjects import Role
 from services.detokenizer.stops import StopMatcher
 
 FORGET_S = 60.0
@@ -18,6 +19,8 @@ FORGET_S = 60.0
 
 
 class Decoder(Protocol):
+    def spell(self, token_id: int) -> bytes: ...
+
     def step(self, token_id: int) -> str: ...
 
     def finish(self) -> str: ...
@@ -30,7 +33,7 @@ class Ask:
     recall: m.Recall
 
 
-Effect = m.Delta | m.Resend | Ask
+Effect = m.Delta | m.Resend | m.Hops | Ask
 
 
 @dataclass(slots=True)
@@ -42,16 +45,23 @@ class Transcript:
     decoder: Decoder
     matcher: StopMatcher
     heard_at: float
+    began_at: float = 0.0  # its first token came; 0: not yet
+    told: bool = False  # the owner knows how long it took
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish: m.Finish = ""
     cached: int = 0
+    odds: dict[int, m.SpelledOdds] = field(default_factory=dict)  # by index, where they were told
 
-    def add(self, token: int, finish: m.Finish) -> None:
+    def add(self, token: int, finish: m.Finish, odds: m.Odds | None = None) -> None:
         """After a stop string or the end, nothing counts."""
         if self.finish:
             return
-        text = self.matcher.feed(self.decoder.step(token))
+        if odds is not None:
+            self.odds[len(self.tokens)] = self._spelled(token, odds)
+        # The engine says 'stop' of a stop token, which is no part of the answer unless it was asked for.
+        hidden = finish == "stop" and not self.matcher.include
+        text = "" if hidden else self.matcher.feed(self.decoder.step(token))
         if finish and self.matcher.stopped is None:
             text += self.matcher.feed(self.decoder.finish())
             if self.matcher.stopped is None:
@@ -60,17 +70,27 @@ class Transcript:
         self.pieces.append(text)
         self.finish = "stop" if self.matcher.stopped is not None else finish
 
-    def said(self, request: str, start: int) -> m.Said:
-        cached = 0 if start else self.cached
-        return m.Said(
-            request, self.epoch, start, self.tokens[start:], self.pieces[start:], self.finish, cached
+    def _spelled(self, token: int, odds: m.Odds) -> m.SpelledOdds:
+        spell = self.decoder.spell
+        best = zip(odds.best, odds.logprobs, strict=True)
+        return m.SpelledOdds(
+            m.Likely(spell(token), odds.logprob), [m.Likely(spell(id), logprob) for id, logprob in best]
         )
+
+    def said(self, request: str, start: int) -> m.Said:
+        tokens, pieces = self.tokens[start:], self.pieces[start:]
+        cached = 0 if start else self.cached
+        odds = [self.odds.get(index) for index in range(start, len(self.tokens))] if self.odds else []
+        return m.Said(request, self.epoch, start, tokens, pieces, self.finish, cached, odds)
 
 
 class Scribe:
-    def __init__(self, id: str, decoder: Callable[[bool], Decoder]):
-        """`decoder(keep_special)` makes a fresh one."""
+    def __init__(
+        self, id: str, decoder: Callable[[bool], Decoder], wall: Callable[[float], float] = lambda at: at
+    ):
+        """`decoder(keep_special)` makes a fresh one; `wall` makes unix seconds of its times."""
         self.id = id
+        self._wall = wall
         self.live: dict[str, Transcript] = {}
         self.counts: Counter[str] = Counter()
         self._decoder = decoder
@@ -97,12 +117,29 @@ class Scribe:
                     effects.append((frame.engine, m.Resend([gap])))
             else:
                 transcript.heard_at = now
+                transcript.began_at = transcript.began_at or now
                 self._hear(transcript, run)
+                if transcript.finish:
+                    effects += self._tell(run.request, transcript, now)
                 part = transcript.said(run.request, run.index)
                 if part.tokens:
                     said.setdefault(owner, []).append(part)
         effects += [(owner, m.Delta(frame.engine, self.id, parts)) for owner, parts in said.items()]
         return effects
+
+    def _tell(self, request: str, transcript: Transcript, now: float) -> list[tuple[str, Effect]]:
+        """How long it took, once."""
+        if transcript.told or not transcript.began_at:
+            return []
+        transcript.told = True
+        hop = m.Hop(
+            "detokenize",
+            self._wall(transcript.began_at),
+            self._wall(now),
+            transcript.epoch,
+            {"tokens": len(transcript.tokens)},
+        )
+        return [(m.owner_of(request), m.Hops(Role.DETOKENIZER, self.id, request, [hop]))]
 
     @staticmethod
     def _fenced(transcript: Transcript, run: m.Run) -> bool:
@@ -115,11 +152,12 @@ class Scribe:
             transcript.cached = run.cached
         last = len(run.tokens) - 1
         for i in range(len(transcript.tokens) - run.index, len(run.tokens)):
-            transcript.add(run.tokens[i], run.finish if i == last else "")
+            transcript.add(run.tokens[i], run.finish if i == last else "", run.odds[i] if run.odds else None)
 
     def opened(self, opened: m.Opened, now: float) -> list[tuple[str, Effect]]:
         """Start, or start again, from what the owner has committed."""
         known = self.live.get(opened.request)
+        effects: list[tuple[str, Effect]] = []
         if known is None or known.epoch < opened.epoch or len(known.tokens) < len(opened.committed):
             transcript = Transcript(
                 opened.epoch,
@@ -131,7 +169,8 @@ class Scribe:
             for token in opened.committed:
                 transcript.add(token, "")
             self.live[opened.request] = transcript
-        effects: list[tuple[str, Effect]] = []
+            if known is not None:
+                effects += self._tell(opened.request, known, now)
         for engine, run in self._unknown.pop(opened.request, []):
             effects += self.frame(m.Frame(engine, [run]), now)
         return effects
@@ -140,11 +179,14 @@ class Scribe:
         """The owner knows nothing of it, or did not answer: it will ask for a resend if it wants one."""
         self._unknown.pop(request, None)
 
-    def release(self, release: m.Release) -> None:
+    def release(self, release: m.Release, now: float) -> list[tuple[str, Effect]]:
+        effects: list[tuple[str, Effect]] = []
         for ref in release.refs:
             known = self.live.get(ref.request)
             if known is not None and known.epoch <= ref.epoch:
+                effects += self._tell(ref.request, known, now)
                 del self.live[ref.request]
+        return effects
 
     def tick(self, now: float) -> None:
         for request, transcript in list(self.live.items()):

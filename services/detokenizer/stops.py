@@ -23,7 +23,7 @@ class StopMatcher:
         self._borders = [_borders(stop) for stop in self._stops]
         self._matched = [0] * len(self._stops)  # how much of each stop string the text now ends with
         self._firsts = frozenset(stop[0] for stop in self._stops)
-        self._include = include
+        self.include = include
         self._held = ""
         self.stopped: str | None = None
 
@@ -39,7 +39,7 @@ class StopMatcher:
                 if self._advance(which, stop, char):
                     self.stopped = stop
                     self._held = ""
-                    return known[: at + 1] if self._include else known[: at + 1 - len(stop)]
+                    return known[: at + 1] if self.include else known[: at + 1 - len(stop)]
         shown = len(known) - max(self._matched)
         self._held = known[shown:]
         return known[:shown]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from millrace import messages as m
 from millrace import models, settings
@@ -11,13 +12,14 @@ from millrace.actor import Actor
 from millrace.bus import Bus, Delivery, Inbox, NoAnswer, NoResponder
 from millrace.messages import Here, Message
 from millrace.subjects import ENGINE, GATEWAY, Role, model_key
-from millrace.telemetry import Context
+from millrace.telemetry import Context, wall
 from services.engine import sim
-from services.engine.loop import Model, StepLoop
+from services.engine.loop import Model, Noted, StepLoop
 from services.engine.prefix import Prefixes
 from services.engine.roster import Ask, Effect, Roster
 from services.engine.scheduler import Chunk, Output, Scheduler, Step
 from services.engine.sequence import Sequence
+from services.engine.shelf import FileShelf
 
 TICK_S = 0.05
 CLAIM_S = 0.4
@@ -32,12 +34,17 @@ async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
         model: Model = simulated(folder, given)
     else:
         model = await asyncio.to_thread(real, folder, given)
-    return EngineActor(bus, id, folder.name, given, model)
+    if given.prefix_disk_mb and model.places:
+        model.shelf = shelf(model, given)
+    max_len = min(folder.max_len, given.max_len or folder.max_len)
+    return EngineActor(bus, id, folder.name, given, model, max_len)
 
 
 def real(folder: models.Model, given: settings.Engine) -> Model:
-    from services.engine import prepare, session  # noqa: PLC0415 - the simulated engine starts without ONNX
+    from services.engine import guest, prepare, session  # noqa: PLC0415 - the simulated one starts without ONNX
 
+    if folder.guest:
+        return guest.opened(folder, given.slots, given.max_len, prepare.machine())
     root = prepare.cache_root()
     try:
         ready = prepare.converted(folder, root)
@@ -51,10 +58,23 @@ def real(folder: models.Model, given: settings.Engine) -> Model:
         max_len=given.max_len,
         graphs=graphs,
         prefix_bytes=given.prefix_cache_mb << 20,
+        machine=prepare.machine(),
     )
     if not model.exact:
         log.warning("%s keeps keys and values in fp32: prefixes are not shared", folder.name)
     return model
+
+
+def shelf(model: Model, given: settings.Engine) -> FileShelf | None:
+    if not given.prefix_dir:
+        raise settings.SettingError("prefix_disk_mb: no prefix_dir says where")
+    try:
+        made = FileShelf(Path(given.prefix_dir), given.prefix_disk_mb << 20, model.kind, model.block)
+    except OSError as error:
+        log.warning("no prefixes are kept on disk: %s", error)
+        return None
+    log.info("%d blocks of prefixes found in %s", len(made), given.prefix_dir)
+    return made
 
 
 def simulated(folder: models.Model, given: settings.Engine) -> sim.SimModel:
@@ -73,20 +93,24 @@ def simulated(folder: models.Model, given: settings.Engine) -> sim.SimModel:
 class EngineActor(Actor):
     role = Role.ENGINE
 
-    def __init__(self, bus: Bus, id: str, name: str, given: settings.Engine, model: Model):
+    def __init__(self, bus: Bus, id: str, name: str, given: settings.Engine, model: Model, max_len: int):
         super().__init__(bus, id)
         self._name = name
         self._slots = given.slots
         self._model = model
         loop = asyncio.get_running_loop()
-        self._prefixes = Prefixes(model.places)
+        self._prefixes = Prefixes(model.places, model.shelf)
+        self._scheduler = Scheduler(given.slots, given.chunk, self._prefixes)
+        self._cache_size = given.slots * max_len  # tokens
         self._steps = StepLoop(
-            Scheduler(given.slots, given.chunk, self._prefixes),
+            self._scheduler,
             model,
             deliver=lambda outputs: loop.call_soon_threadsafe(self._stepped, outputs),
             failed=lambda error: loop.call_soon_threadsafe(self.fail, error),
+            noted=lambda noted: loop.call_soon_threadsafe(self._noted, noted),
+            notes_per_s=given.step_spans,
         )
-        self._roster = Roster(id, given.slots, self._steps, time.monotonic())
+        self._roster = Roster(id, given.slots, self._steps, time.monotonic(), wall)
         self._pull = bus.pull(model_key(name), lambda: self._roster.room, self._job)
 
     async def start(self) -> None:
@@ -98,12 +122,19 @@ class EngineActor(Actor):
 
     def here(self, state: str, pid: int) -> Here:
         counts = {**self.bus.counts, **self._roster.counts, **self._prefixes.counts}
+        if self._model.shelf is not None:
+            counts |= self._model.shelf.counts
         return Here(self.role, self.id, pid, state, self._roster.load, self._slots, self._name, counts=counts)
+
+    @property
+    def _cache_used(self) -> float:
+        """Of the tokens that its slots could hold."""
+        return sum(sequence.computed for sequence in tuple(self._scheduler.running)) / self._cache_size
 
     async def drain(self) -> None:
         """Hand what runs to a peer at once: it goes on there from the tokens that were committed."""
         await self._pull.stop()
-        self._do(self._roster.leave())
+        self._do(self._roster.leave(time.monotonic()))
 
     async def stop(self) -> None:
         self._steps.stop()
@@ -112,7 +143,8 @@ class EngineActor(Actor):
     # -- what comes in
 
     async def _job(self, delivery: Delivery) -> None:
-        self._do(self._roster.job(delivery.job, delivery.lease, delivery.delivery, time.monotonic()))
+        now, traceparent = time.monotonic(), delivery.context.traceparent
+        self._do(self._roster.job(delivery.job, delivery.lease, delivery.delivery, now, traceparent))
 
     def _told(self, message: m.ToEngine, context: Context) -> Message | None:
         match message:
@@ -121,7 +153,7 @@ class EngineActor(Actor):
             case m.Resend():
                 self._do(self._roster.resend(message))
             case m.Release():
-                self._roster.release(message)
+                self._do(self._roster.release(message, time.monotonic()))
                 self._pull.wake()
         return None
 
@@ -144,6 +176,9 @@ class EngineActor(Actor):
             self.fail(error)
         if any(output.finish for output in outputs):
             self._pull.wake()
+
+    def _noted(self, noted: Noted) -> None:
+        self._do(self._roster.noted(noted, self._cache_used))
 
     async def _tick(self) -> None:
         while True:

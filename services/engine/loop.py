@@ -1,21 +1,48 @@
 """The step loop: one thread that does nothing but steps, beside the event loop that does the messages."""
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy.typing as npt
+
+from services.engine.odds import odds
 from services.engine.sample import Candidates, Sampler, choose
-from services.engine.scheduler import Output, Scheduler, Step
+from services.engine.scheduler import Copy, Output, Scheduler, Step
 from services.engine.sequence import Sequence
+from services.engine.shelf import FileShelf
+
+CHUNKS_TOLD = 64
+"""A prompt of many thousand tokens has more chunks than anybody looks at."""
 
 
 class Model(Protocol):
+    kind: str  # models of one kind compute the same bits
     places: int  # for blocks of prefixes; none, where keys and values cannot be shared
+    block: npt.NDArray[Any]  # one of them, as it is kept: its kind and shape
+    shelf: FileShelf | None
 
     def run(self, step: Step) -> Candidates:
         """Compute the step; the candidates of `step.samples`, row for row."""
         ...
+
+    def copy(self, copies: Iterable[Copy]) -> None:
+        """What a step does first, without a step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """One step, as a sample of what steps are like."""
+
+    began: float
+    ended: float
+    requests: list[str]
+    decoded: int  # tokens of answers
+    prefilled: int  # tokens of prompts
 
 
 class StepLoop:
@@ -26,14 +53,22 @@ class StepLoop:
         deliver: Callable[[list[Output]], object],
         failed: Callable[[BaseException], object],
         sampler: Sampler = choose,
+        *,
+        noted: Callable[[Noted], object] | None = None,
+        notes_per_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        """`deliver` and `failed` are called in the loop's thread."""
+        """`deliver`, `failed` and `noted` are called in the loop's thread."""
         self.steps = 0
         self._scheduler = scheduler
         self._model = model
         self._deliver = deliver
         self._failed = failed
         self._sampler = sampler
+        self._noted = noted if notes_per_s > 0 else None
+        self._note_every = 1.0 / notes_per_s if notes_per_s > 0 else 0.0
+        self._note_at = 0.0
+        self._clock = clock
         self._posted: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -73,6 +108,7 @@ class StepLoop:
                     method(*args)
                 if not self.step():
                     self._wake.wait()
+            self._model.copy(self._scheduler.put_away())
         except BaseException as error:
             self._failed(error)
 
@@ -81,11 +117,19 @@ class StepLoop:
         step = self._scheduler.schedule()
         if step is None:
             return False
+        began = self._clock()
         candidates = self._model.run(step)
         samples = step.samples
         tokens = self._sampler(candidates, samples) if samples else []
-        outputs = self._scheduler.postprocess(step, tokens)
+        outputs = self._scheduler.postprocess(step, tokens, odds(candidates, samples, tokens))
         self.steps += 1
+        if step.chunk and len(step.chunk.sequence.chunks) < CHUNKS_TOLD:
+            step.chunk.sequence.chunks.append((self._clock(), step.chunk.count))
         if outputs:
             self._deliver(outputs)
+        if self._noted and began >= self._note_at:
+            self._note_at = began + self._note_every
+            prefilled = step.chunk.count if step.chunk else 0
+            requests = [sequence.request for sequence in step.sequences]
+            self._noted(Noted(began, self._clock(), requests, len(step.rows), prefilled))
         return True

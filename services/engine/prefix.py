@@ -1,89 +1,130 @@
 """Which computed prefixes are kept, and where: a radix tree over blocks of tokens, as mere bookkeeping.
 
-Keys and values of a block depend on every token before it, so a block is known by its own tokens and the
-block before. Each tenant has a root of his own: what one has computed is never found by another.
+Keys and values of a block depend on every token before it, so a block's name is the digest of its tokens and
+of the name before: whoever has the names of a prompt finds the longest known prefix by asking for them in
+turn. Each tenant's names begin with his own, so what one has computed is never found by another.
 
-The blocks that were used last stay. A block is always younger than those behind it, so the oldest is a leaf,
-and what is let go leaves nothing behind that could not be reached.
+The blocks that were used last stay. A block is always younger than those behind it, so what goes is the end
+of a prefix, and what is left is one. What goes is put on a shelf, if there is one.
 """
 
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from services.engine.sequence import Sequence
 
 BLOCK = 16
 """Tokens. What follows the last whole block is computed again, on average half a block; a shorter block would
 be copied in smaller pieces."""
 
-Key = tuple[int | str, tuple[int, ...]]  # the number of the block before, or the tenant; the block's tokens
+LEAST = 2
+"""Blocks, from which on the shelf is worth its while. From a file in the page cache a block of a 0.6B model
+comes in 1 ms (0.9 MB: read 0.1, checked 0.6, copied 0.3), and computing it takes 25, so one would do. But a
+disk that has to seek takes 10 ms, and a 135M model only 8 for a block."""
+
+
+class Shelf(Protocol):
+    """Where blocks lie that have no place in the pool any more, by name."""
+
+    def __contains__(self, name: bytes) -> bool: ...
+
+    def take(self, name: bytes) -> Any | None:
+        """Its contents; none, if they are not what was put there."""
+        ...
+
+    def touch(self, name: bytes) -> None:
+        """It is in use: others go first."""
+        ...
 
 
 class Prefixes:
-    def __init__(self, places: int):
+    def __init__(self, places: int, shelf: Shelf | None = None):
         """`places`: of the pool that holds the blocks' contents."""
         self.counts: Counter[str] = Counter()
-        self._blocks: OrderedDict[Key, tuple[int, int]] = OrderedDict()  # number and place; oldest first
+        self._placed: OrderedDict[bytes, int] = OrderedDict()  # oldest first
         self._free = list(range(places))
         self._places = places
-        self._number = 0
+        self._shelf = shelf
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._placed)
 
-    def places(self) -> Iterator[int]:
-        """Those that are taken, in the order in which they will be let go."""
-        return (place for _, place in self._blocks.values())
+    def placed(self) -> Iterator[tuple[bytes, int]]:
+        """The blocks and their places, in the order in which they will be let go."""
+        return iter(self._placed.items())
 
-    def find(self, tenant: str, tokens: list[int]) -> list[int]:
-        """The places of the longest prefix that is kept, block for block. One token at least is left over:
-        without computing it there is nothing to sample from."""
-        found = self._path(tenant, tokens, len(tokens) - 1)
-        self._touch(found)
-        return [self._blocks[key][1] for key in found]
+    @property
+    def has_shelf(self) -> bool:
+        return self._shelf is not None
 
-    def keep(self, tenant: str, tokens: list[int], count: int) -> tuple[int, list[int]]:
-        """The first `count` tokens are computed: the first that has to be copied, and the places, block for
-        block, to copy to."""
-        path = self._path(tenant, tokens, count)
-        self._touch(path)
-        known = len(path)
-        places: list[int] = []
-        own = set(path)
-        before: int | str = self._blocks[path[-1]][0] if path else tenant
-        for start in range(known * BLOCK, count - BLOCK + 1, BLOCK):
-            place = self._take(own)
-            if place is None:
-                break  # the sequence alone is longer than the pool
-            key = (before, tuple(tokens[start : start + BLOCK]))
-            self._number += 1
-            before = self._number
-            self._blocks[key] = before, place
+    def find(self, sequence: Sequence, first: int = 0) -> tuple[list[int], list[Any]]:
+        """The longest prefix that is kept, from its block `first` on: the places, and then the contents of
+        blocks from the shelf. One token at least is left over: without computing it there is nothing to
+        sample from."""
+        names = _names(sequence, len(sequence.tokens) - 1)
+        known = self._known(names)
+        self._touch(known)
+        beyond = max(first, len(known))
+        return [self._placed[name] for name in known[first:]], self._taken(names[beyond:])
+
+    def _taken(self, names: list[bytes]) -> list[Any]:
+        contents: list[Any] = []
+        shelf = self._shelf
+        if shelf is not None and len(names) >= LEAST and all(name in shelf for name in names[:LEAST]):
+            for name in names:
+                if (content := shelf.take(name) if name in shelf else None) is None:
+                    break
+                contents.append(content)
+            for name in reversed(names[: len(contents)]):
+                shelf.touch(name)
+        self.counts["prefixes_restored"] += len(contents)
+        return contents
+
+    def keep(self, sequence: Sequence) -> tuple[int, list[int], list[tuple[bytes, int]]]:
+        """What is computed is kept: the first block that has to be copied, and the places, block for block,
+        to copy to; and which blocks have to go to the shelf before, from where."""
+        names = _names(sequence, sequence.computed)
+        known = self._known(names)
+        self._touch(known)
+        own, places, going = set(known), [], []
+        for name in names[len(known) :]:
+            if self._free:
+                place = self._free.pop()
+            else:
+                oldest = next(iter(self._placed), None)
+                if oldest is None or oldest in own:
+                    break  # the sequence alone is longer than the pool
+                place = self._placed.pop(oldest)
+                self.counts["prefixes_evicted"] += 1
+                if self._shelf is not None and oldest not in self._shelf:
+                    going.append((oldest, place))
+            self._placed[name] = place
+            own.add(name)
             places.append(place)
-            path.append(key)
-            own.add(key)
-        self._touch(path)
-        assert len(self._free) + len(self._blocks) == self._places, "a block leaked"
-        return known * BLOCK, places
+        self._touch(names[: len(known) + len(places)])
+        assert len(self._free) + len(self._placed) == self._places, "a block leaked"
+        return len(known), places, going
 
-    def _path(self, tenant: str, tokens: list[int], count: int) -> list[Key]:
-        path: list[Key] = []
-        before: int | str = tenant
-        for start in range(0, count - BLOCK + 1, BLOCK):
-            key = (before, tuple(tokens[start : start + BLOCK]))
-            if (block := self._blocks.get(key)) is None:
-                break
-            path.append(key)
-            before = block[0]
-        return path
+    def _known(self, names: list[bytes]) -> list[bytes]:
+        for i, name in enumerate(names):
+            if name not in self._placed:
+                return names[:i]
+        return names
 
-    def _touch(self, path: list[Key]) -> None:
-        for key in reversed(path):
-            self._blocks.move_to_end(key)
+    def _touch(self, names: list[bytes]) -> None:
+        for name in reversed(names):
+            self._placed.move_to_end(name)
 
-    def _take(self, own: set[Key]) -> int | None:
-        if self._free:
-            return self._free.pop()
-        oldest = next(iter(self._blocks), None)
-        if oldest is None or oldest in own:
-            return None
-        self.counts["prefixes_evicted"] += 1
-        return self._blocks.pop(oldest)[1]
+
+def _names(sequence: Sequence, count: int) -> list[bytes]:
+    """Of the whole blocks among the first `count` tokens."""
+    names, tokens = sequence.blocks, sequence.tokens
+    for start in range(len(names) * BLOCK, count - BLOCK + 1, BLOCK):
+        before = names[-1] if names else hashlib.sha256(sequence.tenant.encode()).digest()
+        block = np.array(tokens[start : start + BLOCK], "<u4").tobytes()
+        names.append(hashlib.sha256(before + block).digest())
+    return names[: count // BLOCK]

@@ -5,6 +5,7 @@ it, since any frame may have to be sent again.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -12,7 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from millrace import messages as m
-from millrace.subjects import ACK_WAIT_S, DETOKENIZER, GATEWAY, ORPHANS, Send
+from millrace.subjects import ACK_WAIT_S, DETOKENIZER, GATEWAY, ORPHANS, Role, Send
+from millrace.telemetry import is_sampled
+from services.engine.loop import Noted
 from services.engine.scheduler import Output
 from services.engine.sequence import Sequence
 
@@ -60,16 +63,29 @@ class Hold:
     on_board: bool = False
     epoch: int = 0
     ids: list[int] = field(default_factory=list)  # of the answer: committed when granted, and generated since
+    odds: dict[int, m.Odds] = field(default_factory=dict)  # by index, of what was generated here
     finish: m.Finish = ""
     cached: int = 0  # tokens of the prompt that did not have to be computed
     detokenizer: str = ""
     deadline: float = 0.0
     alone: bool = False
+    # for its trace
+    traceparent: str = ""
+    pulled_at: float = 0.0
+    added_at: float = 0.0  # to the board
+    granted_at: float = 0.0
+    first_at: float = 0.0  # its first token here; 0: not yet
+    resumed: int = 0  # committed tokens it began with
+    sequence: Sequence | None = None
 
 
 class Roster:
-    def __init__(self, id: str, slots: int, board: Board, now: float):
+    def __init__(
+        self, id: str, slots: int, board: Board, now: float, wall: Callable[[float], float] = lambda at: at
+    ):
+        """`wall` makes unix seconds of its times, for traces."""
         self.id = id
+        self._wall = wall
         self.holds: dict[str, Hold] = {}
         self.counts: Counter[str] = Counter()
         self.leaving = False
@@ -95,7 +111,7 @@ class Roster:
 
     # -- a job comes in
 
-    def job(self, job: m.Job, lease: str, delivery: int, now: float) -> list[Effect]:
+    def job(self, job: m.Job, lease: str, delivery: int, now: float, traceparent: str = "") -> list[Effect]:
         if self.closed:
             return []  # not claimed: it is delivered again, to somebody, after ACK_WAIT
         known = self.holds.get(job.request)
@@ -108,26 +124,27 @@ class Roster:
                 h.phase is Phase.CLAIMING and not h.on_board for h in self.holds.values()
             )
             hold = self.holds[job.request] = Hold(job, lease, Phase.CLAIMING, now)
+            hold.traceparent, hold.pulled_at = traceparent, now
             if not careful:
-                self._board_add(hold)
+                self._board_add(hold, now)
         return [self._claim(job.request, lease)]
 
-    def _board_add(self, hold: Hold) -> None:
+    def _board_add(self, hold: Hold, now: float) -> None:
         prompt: list[int] = np.frombuffer(hold.job.prompt, dtype="<u4").tolist()
         job = hold.job
-        self._board.add(
-            Sequence(
-                job.request,
-                len(prompt),
-                prompt,
-                job.sampling,
-                job.max_tokens,
-                job.min_tokens,
-                frozenset(job.stop_ids),
-                tenant=job.tenant,
-            )
+        hold.sequence = Sequence(
+            job.request,
+            len(prompt),
+            prompt,
+            job.sampling,
+            job.max_tokens,
+            job.min_tokens,
+            frozenset(job.stop_ids),
+            tenant=job.tenant,
+            logprobs=job.logprobs,
         )
-        hold.on_board = True
+        self._board.add(hold.sequence)
+        hold.on_board, hold.added_at = True, now
 
     def _claim(self, request: str, lease: str) -> Ask:
         """Of several suspects that wait, the first counts as running for the others: one goes at a time."""
@@ -174,10 +191,11 @@ class Roster:
                 self._drop(request)
         hold.phase, hold.at, hold.lease = Phase.RUNNING, now, claim.lease
         hold.epoch, hold.detokenizer, hold.alone = reply.epoch, reply.detokenizer, reply.alone
-        hold.ids, hold.finish = list(reply.committed), ""
+        hold.ids, hold.odds, hold.finish = list(reply.committed), {}, ""
         hold.deadline = now + reply.left_ms / 1000
+        hold.granted_at, hold.first_at, hold.resumed = now, 0.0, len(reply.committed)
         if not hold.on_board:
-            self._board_add(hold)
+            self._board_add(hold, now)
         self._board.grant(reply.request, reply.epoch, reply.committed)
         return []
 
@@ -200,6 +218,7 @@ class Roster:
     def stepped(self, outputs: list[Output], now: float) -> list[Effect]:
         """One frame for each detokenizer that has tokens in this step."""
         frames: dict[str, list[m.Run]] = {}
+        told: list[Send] = []
         for out in outputs:
             hold = self.holds.get(out.request)
             if hold is None or hold.epoch != out.epoch:
@@ -207,12 +226,60 @@ class Roster:
             assert out.index == len(hold.ids), f"{out.request}: token {out.index} after {len(hold.ids)}"
             hold.ids.append(out.token)
             hold.cached = out.cached
+            if out.odds:
+                hold.odds[out.index] = out.odds
+            if not hold.first_at:
+                hold.first_at = now
+                told.append(self._begun(hold))
             if out.finish:
                 hold.phase, hold.at, hold.finish = Phase.FINISHED, now, out.finish
                 hold.on_board = hold.alone = False
+                told.append(self._decoded(hold, now))
             if hold.detokenizer:
                 frames.setdefault(hold.detokenizer, []).append(self._run(out.request, hold, out.index))
-        return [Send(DETOKENIZER, to, m.Frame(self.id, runs)) for to, runs in frames.items()]
+        return [*(Send(DETOKENIZER, to, m.Frame(self.id, runs)) for to, runs in frames.items()), *told]
+
+    # -- how long it took
+
+    def _begun(self, hold: Hold) -> Send:
+        """Told with the first token, not with the last: by then this engine may be dead."""
+        wall = self._wall
+        claim = m.Hop("claim", wall(hold.pulled_at), wall(hold.granted_at), hold.epoch)
+        assert hold.sequence
+        marks = [m.Mark("chunk", wall(at), tokens) for at, tokens in hold.sequence.chunks]
+        notes: dict[str, str | int | float] = {
+            "prompt_tokens": hold.sequence.prompt_len,
+            "cached_tokens": hold.sequence.cached,
+            "resumed_tokens": hold.resumed,
+        }
+        prefill = m.Hop("prefill", wall(hold.added_at), wall(hold.first_at), hold.epoch, notes, marks)
+        return self._hops(hold.job.request, [claim, prefill])
+
+    def _decoded(self, hold: Hold, now: float) -> Send:
+        wall = self._wall
+        first = m.Mark("first token", wall(hold.first_at), 1)
+        notes: dict[str, str | int | float] = {"tokens": len(hold.ids) - hold.resumed}
+        hop = m.Hop("decode", wall(hold.first_at), wall(now), hold.epoch, notes, [first])
+        return self._hops(hold.job.request, [hop])
+
+    def _hops(self, request: str, hops: list[m.Hop]) -> Send:
+        return Send(GATEWAY, m.owner_of(request), m.Hops(Role.ENGINE, self.id, request, hops))
+
+    def noted(self, noted: Noted, cache_used: float) -> list[Effect]:
+        """A step of which a span is to be made, if any request in it is traced."""
+        held = [hold for request in noted.requests if (hold := self.holds.get(request)) is not None]
+        links = [hold.traceparent for hold in held if is_sampled(hold.traceparent)]
+        if not links:
+            return []
+        notes: dict[str, str | int | float] = {
+            "batch": len(noted.requests),
+            "decoded_tokens": noted.decoded,
+            "prefilled_tokens": noted.prefilled,
+            "cache_used": round(cache_used, 4),
+        }
+        hop = m.Hop("engine.step", self._wall(noted.began), self._wall(noted.ended), notes=notes, links=links)
+        owner = m.owner_of(held[0].job.request)
+        return [Send(GATEWAY, owner, m.Hops(Role.ENGINE, self.id, "", [hop]))]
 
     def resend(self, resend: m.Resend) -> list[Effect]:
         frames: dict[str, list[m.Run]] = {}
@@ -229,7 +296,8 @@ class Roster:
     @staticmethod
     def _run(request: str, hold: Hold, start: int) -> m.Run:
         cached = 0 if start else hold.cached
-        return m.Run(request, hold.epoch, start, hold.ids[start:], hold.finish, cached)
+        odds = [hold.odds.get(index) for index in range(start, len(hold.ids))] if hold.odds else []
+        return m.Run(request, hold.epoch, start, hold.ids[start:], hold.finish, cached, odds)
 
     # -- the owner asks, and lets go
 
@@ -241,11 +309,18 @@ class Roster:
         ]
         return m.Pong(self.id, steps, held)
 
-    def release(self, release: m.Release) -> None:
+    def release(self, release: m.Release, now: float) -> list[Effect]:
+        effects: list[Effect] = []
         for ref in release.refs:
             hold = self.holds.get(ref.request)
             if hold is not None and hold.epoch and hold.epoch <= ref.epoch:
-                self._drop(ref.request)
+                effects += self._let_go(hold, now)
+        return effects
+
+    def _let_go(self, hold: Hold, now: float) -> list[Effect]:
+        """Drop it, and tell how long it ran if nobody was told."""
+        self._drop(hold.job.request)
+        return [self._decoded(hold, now)] if hold.first_at and hold.phase is Phase.RUNNING else []
 
     def _drop(self, request: str) -> None:
         if self.holds.pop(request).on_board:
@@ -266,17 +341,19 @@ class Roster:
                 effects.append(self._claim(request, hold.lease))
             elif hold.phase is Phase.RUNNING and now > hold.deadline:
                 self.counts["expired"] += 1
-                self._drop(request)
+                effects += self._let_go(hold, now)
             elif hold.phase is Phase.FINISHED and now - hold.at > FORGET_S:
                 self._drop(request)
         return effects
 
-    def leave(self) -> list[Effect]:
+    def leave(self, now: float) -> list[Effect]:
         """Going away: every owner may have its requests continued elsewhere, now."""
         self.leaving = True
         owners: dict[str, list[m.Ref]] = {}
+        told: list[Effect] = []
         for request, hold in list(self.holds.items()):
             owners.setdefault(m.owner_of(request), []).append(m.Ref(request, hold.epoch))
             if hold.phase is not Phase.FINISHED:
-                self._drop(request)
-        return [Send(GATEWAY, owner, m.Yielded(self.id, refs)) for owner, refs in owners.items()]
+                told += self._let_go(hold, now)
+        yielded = (Send(GATEWAY, owner, m.Yielded(self.id, refs)) for owner, refs in owners.items())
+        return [*yielded, *told]

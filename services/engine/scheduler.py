@@ -7,8 +7,10 @@ one chunk of one prompt may be computed, so a long prompt delays the others by a
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
-from millrace.messages import Finish
+from millrace.messages import Finish, Odds
 from services.engine.prefix import BLOCK, Prefixes
 from services.engine.sequence import Sequence, State
 
@@ -36,20 +38,41 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """Consecutive blocks of a slot, from this token on, and their places in the pool."""
+class Keep:
+    """Consecutive blocks of a slot, from this token on, go to these places in the pool."""
 
     slot: int
     start: int
     places: list[int]
 
 
-class Keep(Copy):
-    """From the slot to the pool."""
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The same way back."""
+
+    slot: int
+    start: int
+    places: list[int]
 
 
-class Load(Copy):
-    """From the pool to the slot."""
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Blocks that came from the shelf go to a slot."""
+
+    slot: int
+    start: int
+    contents: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shelve:
+    """A block goes from its place in the pool to the shelf."""
+
+    name: bytes
+    place: int
+
+
+Copy = Keep | Load | Fetch | Shelve
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +80,7 @@ class Step:
     rows: list[Sequence]  # one token each; they hold the first slots, in any order
     chunk: Chunk | None
     swaps: tuple[Swap, ...] = ()  # to be done first
-    copies: tuple[Keep | Load, ...] = ()  # to be done in this order, and before the swaps
+    copies: tuple[Copy, ...] = ()  # to be done in this order, and before the swaps
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -77,6 +100,7 @@ class Output:
     token: int
     finish: Finish
     cached: int = 0  # tokens of the prompt that did not have to be computed
+    odds: Odds | None = None
 
 
 class Scheduler:
@@ -88,7 +112,7 @@ class Scheduler:
         self._slots = slots
         self._chunk = chunk
         self._prefixes = prefixes
-        self._copies: list[Keep | Load] = []  # for the next step, whenever that is
+        self._copies: list[Copy] = []  # for the next step, whenever that is
 
     # -- in and out
 
@@ -148,19 +172,32 @@ class Scheduler:
     def _load(self, sequence: Sequence) -> None:
         if self._prefixes is None:
             return
-        places = self._prefixes.find(sequence.tenant, sequence.tokens)
-        known = len(places) * BLOCK
-        if known > sequence.computed:
-            first = sequence.computed // BLOCK
-            self._copies.append(Load(sequence.slot, first * BLOCK, places[first:]))
-            sequence.cached += max(0, min(known, sequence.prompt_len) - sequence.computed)
-            sequence.computed = known
+        first = sequence.computed // BLOCK
+        places, contents = self._prefixes.find(sequence, first)
+        known = (first + len(places) + len(contents)) * BLOCK
+        if known <= sequence.computed:
+            return
+        if places:
+            self._copies.append(Load(sequence.slot, first * BLOCK, places))
+        if contents:
+            self._copies.append(Fetch(sequence.slot, (first + len(places)) * BLOCK, contents))
+        sequence.cached += max(0, min(known, sequence.prompt_len) - sequence.computed)
+        sequence.computed = known
 
     def _keep(self, sequence: Sequence) -> None:
-        if self._prefixes is not None:
-            start, places = self._prefixes.keep(sequence.tenant, sequence.tokens, sequence.computed)
-            if places:
-                self._copies.append(Keep(sequence.slot, start, places))
+        if self._prefixes is None:
+            return
+        first, places, going = self._prefixes.keep(sequence)
+        self._copies += [Shelve(name, place) for name, place in going]
+        if places:
+            self._copies.append(Keep(sequence.slot, first * BLOCK, places))
+
+    def put_away(self) -> list[Copy]:
+        """When nothing runs any more: what is to be copied, so that all that is kept lies on the shelf."""
+        copies, self._copies = self._copies, []
+        if self._prefixes is not None and self._prefixes.has_shelf:
+            copies += [Shelve(name, place) for name, place in self._prefixes.placed()]
+        return copies
 
     def _gather(self, rows: list[Sequence]) -> Iterator[Swap]:
         """Bring the rows into the first slots: a model computes a batch over consecutive ones.
@@ -180,8 +217,8 @@ class Scheduler:
                 row.slot = there
                 yield Swap(here, row.computed, there, other.computed if other else 0)
 
-    def postprocess(self, step: Step, tokens: list[int]) -> list[Output]:
-        """The step has run, and these are the tokens of its samples."""
+    def postprocess(self, step: Step, tokens: list[int], odds: list[Odds | None] = []) -> list[Output]:  # noqa: B006 - never written to
+        """The step has run, and these are the tokens of its samples, and their odds, if any is wanted."""
         samples = step.samples
         for row in step.rows:
             row.computed += 1
@@ -189,10 +226,12 @@ class Scheduler:
             step.chunk.sequence.computed += step.chunk.count
             self._keep(step.chunk.sequence)
         outputs = []
-        for sequence, token in zip(samples, tokens, strict=True):
+        for sequence, token, told in zip(samples, tokens, odds or repeat(None, len(tokens)), strict=True):
             index = sequence.answered
             finish = sequence.append(token)
-            outputs.append(Output(sequence.request, sequence.epoch, index, token, finish, sequence.cached))
+            outputs.append(
+                Output(sequence.request, sequence.epoch, index, token, finish, sequence.cached, told)
+            )
             if finish:
                 self._end(sequence)
         return outputs

@@ -30,8 +30,11 @@ class Sequence:
     cached: int = 0  # tokens of the prompt that did not have to be computed
     state: State = State.WAITING
     tenant: str = ""
+    logprobs: int = -1  # how many of the likeliest tokens to tell of, beside the chosen one; -1: nothing
     edits: object = None  # the sampler's own, made of what stands above
     allowed: npt.NDArray[np.int32] | None = None  # what the next token may be, a bit for each; None: anything
+    chunks: list[tuple[float, int]] = field(default_factory=list)  # of its prefill: when, and tokens
+    blocks: list[bytes] = field(default_factory=list)  # the names of its first ones (prefix.py)
 
     @property
     def granted(self) -> bool:

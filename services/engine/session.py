@@ -8,11 +8,12 @@ Prepared graphs (prepare.py) share their weights. Where they cannot be prepared,
 packed copy, so there are two only, and a chunk without rows gets a row of no consequence in a spare slot.
 """
 
+import hashlib
 import math
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
 from services.engine.prefix import BLOCK
 from services.engine.sample import Candidates
-from services.engine.scheduler import Chunk, Keep, Load, Step, Swap
+from services.engine.scheduler import Chunk, Copy, Fetch, Keep, Load, Shelve, Step, Swap
 from services.engine.sequence import Sequence
+from services.engine.shelf import FileShelf
 
 BINDINGS = 256
 """Kept by the shape of a step. Making one costs some 100 us, running one nothing."""
@@ -45,9 +47,11 @@ class OrtModel:
         graphs: Path | None = None,
         spin_us: int = 0,
         prefix_bytes: int = 0,
+        machine: str = "",
     ):
         """`graphs`: where the same graphs lie prepared for this machine. `spin_us`: how long a worker looks
-        for more work before it sleeps. `prefix_bytes`: for the keys and values of prefixes."""
+        for more work before it sleeps. `prefix_bytes`: for the keys and values of prefixes. `machine`:
+        what it computes with, as far as it matters to the last bit."""
         self.card = card.load(folder)
         # With fp32 keys and values, those of a decoded token are not those of a prefilled one: an answer
         # would depend on what was asked before.
@@ -58,6 +62,8 @@ class OrtModel:
         # With more threads than heads, ONNX Runtime splits a lone row's attention and sums it in another
         # order than a batch's: its bits would depend on its company.
         threads = min(threads or cores(), self.card.heads)
+        known = f"{self.card.digest} {machine} {'' if self.exact else threads}"
+        self.kind = hashlib.sha256(known.encode()).hexdigest()[:16]
         self._sessions = {
             form: session(
                 str((graphs or folder) / self.card.graphs[form.value]),
@@ -66,6 +72,8 @@ class OrtModel:
             for form in (Form if graphs else (Form.ROWS, Form.MIXED))
         }
         self._cache = Cache(self.card, slots + 1, self.max_len, self.places)
+        self.block = self._cache.empty
+        self.shelf: FileShelf | None = None
         self._bindings: OrderedDict[tuple[Form, int, int, int, int, int], Any] = OrderedDict()
         self._tokens = np.zeros(slots + 1 + chunk, np.int64)
         self._split = np.zeros(2, np.int64)
@@ -78,8 +86,7 @@ class OrtModel:
         self._ids = np.zeros((slots + 1, self.card.candidates), np.int64)
 
     def run(self, step: Step) -> Candidates:
-        for copy in step.copies:
-            self._cache.copy(copy)
+        self.copy(step.copies)
         for swap in step.swaps:
             self._cache.swap(swap)
         chunk = step.chunk
@@ -104,6 +111,23 @@ class OrtModel:
         found = len(step.samples)
         ids, best = self._ids[:found].copy(), self._best[:found].copy()
         return Candidates(ids, best, self.card.vocab, lambda: self.logits[:found])
+
+    def copy(self, copies: Iterable[Copy]) -> None:
+        cache = self._cache
+        for copy in copies:
+            match copy:
+                case Keep(slot, start, places):
+                    for i, place in enumerate(places):
+                        cache.pool[place] = cache.block(slot, start + i * BLOCK)
+                case Load(slot, start, places):
+                    for i, place in enumerate(places):
+                        cache.block(slot, start + i * BLOCK)[:] = cache.pool[place]
+                case Fetch(slot, start, contents):
+                    for i, content in enumerate(contents):
+                        cache.block(slot, start + i * BLOCK)[:] = content
+                case Shelve(name, place):
+                    assert self.shelf is not None
+                    self.shelf.put(name, cache.pool[place])
 
     def _take_rows(self, rows: list[Sequence]) -> int:
         for row in rows:
@@ -165,19 +189,14 @@ class Cache:
     def __init__(self, of: card.Card, slots: int, max_len: int, places: int = 0):
         kind = np.int8 if of.cache == "int8" else np.float32
         self._all = _mapped(kind, of.layers, 2, slots, of.kv_heads, max_len, of.head_dim)
-        self._pool = _mapped(kind, places, of.layers, 2, of.kv_heads, BLOCK, of.head_dim)
+        self.empty: Array = np.empty((of.layers, 2, of.kv_heads, BLOCK, of.head_dim), kind)
+        self.pool = _mapped(kind, places, *self.empty.shape)
         self.bytes = self._all.nbytes
         self.layers = [(layer[0], layer[1]) for layer in self._all]
 
-    def copy(self, copy: Keep | Load) -> None:
-        slot = self._all[:, :, copy.slot]
-        for i, place in enumerate(copy.places):
-            start = copy.start + i * BLOCK
-            block, kept = slot[:, :, :, start : start + BLOCK], self._pool[place]
-            if isinstance(copy, Keep):
-                kept[:] = block
-            else:
-                block[:] = kept
+    def block(self, slot: int, start: int) -> Array:
+        """Of a slot, to be read and written in place."""
+        return self._all[:, :, slot, :, start : start + BLOCK]
 
     def swap(self, swap: Swap) -> None:
         ahead, behind = swap.first_tokens, swap.second_tokens

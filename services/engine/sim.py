@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from services.engine.prefix import BLOCK
 from services.engine.sample import Candidates, mix
-from services.engine.scheduler import Keep, Load, Step
+from services.engine.scheduler import Copy, Fetch, Keep, Load, Shelve, Step
+from services.engine.shelf import FileShelf
 
 MASK = (1 << 64) - 1
 CANDIDATES = 32
@@ -69,8 +71,11 @@ class SimModel:
     ):
         """Models of another `kind` differ now and then, as another processor's arithmetic would; `places` are
         for the blocks of prefixes."""
+        self.kind = f"sim {kind}"
         self._kind = kind
         self.places = places
+        self.block = np.empty(BLOCK + 1, np.uint64)
+        self.shelf: FileShelf | None = None
         self._slots = [[0] for _ in range(slots)]  # the hash before the first token, and after each
         self._pool: dict[int, list[int]] = {}  # the same of a block
         # The first word is never a candidate: it is the best of the rest.
@@ -93,8 +98,7 @@ class SimModel:
             time.sleep(self._costs.of(step))
         if self._poison_seed >= 0 and any(s.sampling.seed == self._poison_seed for s in step.sequences):
             os.abort()
-        for copy in step.copies:
-            self._copy(copy)
+        self.copy(step.copies)
         for swap in step.swaps:
             held = self._slots
             held[swap.first], held[swap.second] = held[swap.second], held[swap.first]
@@ -112,16 +116,27 @@ class SimModel:
             state = ((states[-1] ^ token) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & MASK
             states.append(state ^ state >> 29)
 
-    def _copy(self, copy: Keep | Load) -> None:
-        for i, place in enumerate(copy.places):
-            start = copy.start + i * BLOCK
-            if isinstance(copy, Keep):
-                self._pool[place] = self._slots[copy.slot][start : start + BLOCK + 1]
-                assert len(self._pool[place]) == BLOCK + 1, f"slot {copy.slot} has no block at {start}"
-            else:
-                states = self._upto(copy.slot, start)
-                assert states[-1] == self._pool[place][0], f"another sequence's block at {start}"
-                states += self._pool[place][1:]
+    def copy(self, copies: Iterable[Copy]) -> None:
+        for copy in copies:
+            match copy:
+                case Keep(slot, start, places):
+                    for i, place in enumerate(places):
+                        at = start + i * BLOCK
+                        self._pool[place] = self._slots[slot][at : at + BLOCK + 1]
+                        assert len(self._pool[place]) == BLOCK + 1, f"slot {slot} has no block at {at}"
+                case Load(slot, start, places):
+                    self._take(slot, start, [self._pool[place] for place in places])
+                case Fetch(slot, start, contents):
+                    self._take(slot, start, [content.tolist() for content in contents])
+                case Shelve(name, place):
+                    assert self.shelf is not None
+                    self.shelf.put(name, np.array(self._pool[place], np.uint64))
+
+    def _take(self, slot: int, start: int, blocks: list[list[int]]) -> None:
+        states = self._upto(slot, start)
+        for block in blocks:
+            assert states[-1] == block[0], f"another sequence's block at {len(states) - 1}"
+            states += block[1:]
 
     def _upto(self, slot: int, count: int) -> list[int]:
         """What a slot holds of its first tokens; what comes after them is forgotten."""

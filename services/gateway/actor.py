@@ -7,7 +7,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from millrace import messages as m
 from millrace import settings
@@ -28,22 +27,26 @@ from millrace.subjects import (
     consumer,
     model_key,
 )
-from millrace.telemetry import Context, child_of
+from millrace.telemetry import Context, child_of, is_sampled
 from services.gateway import app
 from services.gateway.desk import Answer, Ask, Model, Piece
 from services.gateway.entry import Entry
 from services.gateway.gate import Gate
+from services.gateway.journey import Journey
 from services.gateway.ledger import (
     Bury,
     Check,
     Delete,
     Effect,
     Ledger,
+    Lost,
     Probe,
     Resubmit,
     Settle,
     Watch,
 )
+from services.gateway.sight import Sight
+from services.gateway.visit import Visit
 
 TICK_S = 0.05
 SEEN_S = 2.0
@@ -63,6 +66,9 @@ LEFTOVER_S = 30.0
 PATIENCE_S = 6.0
 """A tokenizer or NATS that died is back well before this; a client that waited so long is told to retry."""
 
+ELECTION_S = 15.0
+"""Servers of a NATS cluster have noticed by then that their leader is gone, and agreed on another."""
+
 log = logging.getLogger("millrace.gateway")
 
 
@@ -77,24 +83,30 @@ class Live:
         self.request = entry.request
         self.prompt_tokens = 0
         self.thinking = False
+        self.echoes = [""]
+        self.ended = False
+        self.news = asyncio.Event()
         self._entry = entry
         self._cancel = cancel
         self.eager: Callable[[list[Piece]], bool] | None = None
-        self._news = asyncio.Event()
         entry.on_news = self._tell
 
     @property
     def cached_tokens(self) -> int:
         return self._entry.cached_tokens
 
-    async def pieces(self) -> list[Piece]:
+    def ready(self) -> list[Piece]:
         entry = self._entry
-        while not entry.pieces:
-            if entry.failure is not None:
-                raise entry.failure
-            self._news.clear()
-            await self._news.wait()
+        if not entry.pieces and entry.failure is not None:
+            raise entry.failure
         pieces, entry.pieces = entry.pieces, []
+        self.ended = bool(pieces and pieces[-1].finish)
+        return pieces
+
+    async def pieces(self) -> list[Piece]:
+        while not (pieces := self.ready()):
+            self.news.clear()
+            await self.news.wait()
         return pieces
 
     def _tell(self) -> None:
@@ -103,7 +115,7 @@ class Live:
         if pieces and self.eager is not None and self.eager(pieces):
             self._entry.pieces = []
         else:
-            self._news.set()
+            self.news.set()
 
     def cancel(self) -> None:
         if not self._entry.ended:
@@ -118,6 +130,7 @@ class GatewayActor(Actor):
         self._gate = gate
         self._given = given
         self._ledger = Ledger(id, Watch(given.silence_ms / 1e3, given.pings))
+        self._sight = Sight(id, given, os.environ)
         self._seen: dict[str, tuple[Here, float]] = {}  # by id
         self._models: dict[str, Model] = {}
         self._declared: set[str] = set()
@@ -147,7 +160,7 @@ class GatewayActor(Actor):
             await asyncio.sleep(0.01)
 
     def here(self, state: str, pid: int) -> Here:
-        counts = {**self.bus.counts, **self._ledger.counts}
+        counts = {**self.bus.counts, **self._ledger.counts, **self._sight.counts}
         return Here(self.role, self.id, pid, state, len(self._ledger.entries), counts=counts)
 
     async def reconnected(self) -> None:
@@ -160,16 +173,35 @@ class GatewayActor(Actor):
         if self._serving:
             await self._serving.stop(self._given.drain_s)
 
+    async def stop(self) -> None:
+        await super().stop()
+        await asyncio.to_thread(self._sight.close)
+
     async def _declare(self) -> None:
         for stream in STREAMS:
-            config = stream.config()
+            config = stream.config(replicas=self._given.replicas)
             if stream is JOBS:
                 # No job outlives its deadline. One that is stored for longer is a place lost, as after a
                 # full disk, when the server could not write down that it was done.
-                config = stream.config(self._given.queue, max_age_s=self._given.deadline_s + LEFTOVER_S)
+                config = stream.config(
+                    self._given.queue,
+                    max_age_s=self._given.deadline_s + LEFTOVER_S,
+                    replicas=self._given.replicas,
+                )
             await self.bus.declare_stream(config)
         for key in self._declared:
             await self.bus.declare_consumer(JOBS.name, consumer(key))
+
+    # -- those who come and go
+
+    def sampled(self) -> bool:
+        return self._sight.sampled()
+
+    def arrived(self, visit: Visit) -> None:
+        self._sight.arrived(visit)
+
+    def left(self, visit: Visit) -> None:
+        self._sight.left(visit, time.monotonic())
 
     # -- the desk: what the HTTP face asks
 
@@ -196,13 +228,15 @@ class GatewayActor(Actor):
             stop_ids=ask.stop_ids,
             ignore_eos=ask.ignore_eos,
             tenant=ask.visit.tenant.name,
+            logprobs=ask.logprobs,
+            echo=ask.echo,
         )
         entry = Entry(
             prompt=prompt,
             model=ask.model,
             opened_at=now,
             deadline=now + ask.visit.deadline_s,
-            traceparent=child_of(ask.visit.traceparent),
+            traceparent=child_of(ask.visit.traceparent, sampled=is_sampled(ask.visit.traceparent)),
             stops=ask.stops,
             include_stop=ask.include_stop,
             keep_special=ask.keep_special or self._tags_hidden(ask),
@@ -212,6 +246,7 @@ class GatewayActor(Actor):
         charged = 0
 
         def ended() -> None:
+            self._sight.ended(entry, time.monotonic())
             if allowance:
                 allowance.open -= 1
                 allowance.spend(entry.prompt_tokens + len(entry.committed) - charged)
@@ -219,9 +254,13 @@ class GatewayActor(Actor):
         if allowance:
             allowance.admit()
         entry.on_end = ended
+        journey = self._sight.opened(entry, ask.visit.traceparent, now)
         self._ledger.open(entry)
         try:
-            await self._admit(entry, prompt)
+            await self._admit(entry, prompt, journey)
+        except Failure as failure:
+            self._do(self._ledger.cancel(entry.request, failure))
+            raise
         except BaseException:
             self.cancel(entry.request)
             raise
@@ -229,6 +268,7 @@ class GatewayActor(Actor):
             charged = entry.prompt_tokens + (ask.max_tokens or 0)
             allowance.spend(charged)
         live.prompt_tokens, live.thinking = entry.prompt_tokens, entry.thinking
+        live.echoes = [entry.echo]
         return live
 
     def _tags_hidden(self, ask: Ask) -> bool:
@@ -236,12 +276,15 @@ class GatewayActor(Actor):
         model = self._models.get(ask.model)
         return ask.calls != 0 and model is not None and bool(model.voice.ends)
 
-    async def _admit(self, entry: Entry, prompt: m.Prompt) -> None:
+    async def _admit(self, entry: Entry, prompt: m.Prompt, journey: Journey | None) -> None:
         """Have a job made of it. Repeating is harmless, so silence is answered by asking again."""
-        give_up = min(time.monotonic() + PATIENCE_S, entry.deadline)
+        patience = PATIENCE_S if self._given.replicas == 1 else ELECTION_S
+        give_up = min(time.monotonic() + patience, entry.deadline)
         while True:
             now = time.monotonic()
             context = Context(entry.request, entry.traceparent, int((entry.deadline - now) * 1000))
+            if journey:
+                journey.tries += 1
             failure = Failure(Code.UNAVAILABLE, "no tokenizer answers", retry_after=1.0)
             try:
                 answer = await self.bus.request(
@@ -251,12 +294,12 @@ class GatewayActor(Actor):
                 pass
             else:
                 if isinstance(answer, m.Admitted):
+                    entry.echo = answer.text
                     entry.thinking = answer.thinking
-                    self._do(
-                        self._ledger.admitted(
-                            entry.request, answer.seq, answer.prompt_tokens, time.monotonic()
-                        )
-                    )
+                    now = time.monotonic()
+                    if journey:
+                        journey.admitted(answer, now)
+                    self._do(self._ledger.admitted(entry.request, answer.seq, answer.prompt_tokens, now))
                     return
                 failure = answer.failure()
                 failure.retry_after = self._retry_after() if failure.meaning.retry else None
@@ -267,31 +310,6 @@ class GatewayActor(Actor):
             if time.monotonic() + 0.05 >= give_up:
                 raise failure
             await asyncio.sleep(0.05)
-
-    async def encode(self, model: str, wanted: m.Encode) -> m.Encoded:
-        answer: m.Encoded = await self._consult(model, wanted, m.Encoded)
-        return answer
-
-    async def decode(self, model: str, wanted: m.Decode) -> m.Decoded:
-        answer: m.Decoded = await self._consult(model, wanted, m.Decoded)
-        return answer
-
-    async def _consult(self, model: str, message: Message, answer: Any) -> Any:
-        """Ask a tokenizer what leaves no trace, and again while none answers."""
-        give_up = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                told = await self.bus.request(
-                    TOKENIZER.to(model_key(model)), message, answer | m.Refused, ADMIT_S
-                )
-            except (NoResponder, NoAnswer):
-                if time.monotonic() + 0.05 >= give_up:
-                    raise Failure(Code.UNAVAILABLE, "no tokenizer answers", retry_after=1.0) from None
-                await asyncio.sleep(0.05)
-                continue
-            if isinstance(told, m.Refused):
-                raise told.failure()
-            return told
 
     def _retry_after(self) -> float:
         """When a place in the queue is likely, spread so that the refused do not all come back at once."""
@@ -313,6 +331,8 @@ class GatewayActor(Actor):
             case m.Claim():
                 reply, effects = self._ledger.claim(message, now)
                 self._do(effects)
+                if isinstance(reply, m.Granted):
+                    self._sight.granted(reply, message.engine, now)
                 return reply
             case m.Recall():
                 answer, effects = self._ledger.recall(message)
@@ -320,6 +340,8 @@ class GatewayActor(Actor):
                 return answer
             case m.Yielded():
                 self._do(self._ledger.yielded(message, now))
+            case m.Hops():
+                self._sight.told(message)
         return None
 
     def _orphaned(self, orphan: m.Orphan, context: Context) -> None:
@@ -346,6 +368,7 @@ class GatewayActor(Actor):
         while True:
             now = time.monotonic()
             self._do(self._ledger.tick(now) if self.bus.up else self._ledger.expire(now))
+            self._sight.tick(now)
             for id, (_, at) in list(self._seen.items()):
                 if now - at > 60:
                     del self._seen[id]
@@ -380,6 +403,9 @@ class GatewayActor(Actor):
                     self.spawn(self.bus.delete(seq))
                 case Check(request, seq):
                     self.spawn(self._check(request, seq))
+                case Lost(request, engine, reason):
+                    log.warning("%s was taken from %s: %s", request, engine, reason)
+                    self._sight.lost(request, reason, time.monotonic())
                 case Resubmit(prompt):
                     self.spawn(self._resubmit(prompt))
                 case Bury(letter):
@@ -406,6 +432,6 @@ class GatewayActor(Actor):
         if entry is None:
             return
         try:
-            await self._admit(entry, prompt)
+            await self._admit(entry, prompt, self._sight.journey(prompt.request))
         except Failure as failure:
             self._do(self._ledger.cancel(prompt.request, failure))

@@ -1,15 +1,19 @@
 """From a client's request body to an `Ask`: defaults filled in, messages made plain."""
 
+import hashlib
 import secrets
+from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from millrace.messages import Chat, Ids, Sampling, Text
 from services.gateway.body import depth, refused
 from services.gateway.desk import Ask
 from services.gateway.visit import Visit
 from services.gateway.wire import (
+    MAX_CHOICES,
     MAX_DEPTH,
     MAX_TOOL_DEPTH,
     Body,
@@ -24,6 +28,9 @@ from services.gateway.wire import (
 DEFAULT_COMPLETION = 16
 """What `/v1/completions` gives without `max_tokens`, as OpenAI has it."""
 
+
+UNTOLD = -1
+"""No logprobs, of no token; with 0 only the token's own is told."""
 
 MAX_DIGITS = 9
 """Of a token id: no vocabulary has more words."""
@@ -42,15 +49,61 @@ def chat(body: ChatBody, visit: Visit) -> Ask:
         effort=body.reasoning_effort or "",
         **_tools(body),
     )
-    return _ask(body, asked, limit if limit is not None else older, visit)
+    if body.top_logprobs and not body.logprobs:
+        raise refused("top_logprobs", "'top_logprobs' is only allowed when 'logprobs' is true.")
+    told = (body.top_logprobs or 0) if body.logprobs else UNTOLD
+    return _ask(body, asked, limit if limit is not None else older, visit, logprobs=told)
 
 
-def completion(body: TextBody, visit: Visit) -> Ask:
+def completion(body: TextBody, visit: Visit) -> list[Ask]:
+    """One for each prompt."""
     limit = body.max_tokens if body.max_tokens is not None else DEFAULT_COMPLETION
-    return _ask(body, _prompt(body.prompt), limit, visit)
+    if body.echo and body.logprobs is not None:
+        raise refused("echo", "'echo' with 'logprobs' is not supported: a prompt's own are not computed.")
+    told = UNTOLD if body.logprobs is None else body.logprobs
+    n = body.n or 1
+    of = body.best_of or n
+    if of < n:
+        raise refused("best_of", f"'best_of' is {of}, less than 'n', which is {n}.")
+    if of > n:
+        if body.stream:
+            raise refused("best_of", "'best_of' beyond 'n' cannot be streamed: which are best is known last.")
+        told = max(told, 0)
+    prompts = _prompts(body.prompt)
+    return [_ask(body, prompt, limit, visit, logprobs=told, echo=bool(body.echo)) for prompt in prompts]
 
 
-def _ask(body: Body, asked: Chat | Text | Ids, limit: int | None, visit: Visit) -> Ask:
+def choices(asks: list[Ask], each: int) -> list[Ask]:
+    """So many answers to each of these. The first has the request's seed, the others' are made of it."""
+    if len(asks) * each > MAX_CHOICES:
+        raise refused(
+            "n" if each > 1 else "prompt",
+            f"{len(asks)} prompts with {each} answers each are more than {MAX_CHOICES} answers.",
+        )
+    return [
+        replace(ask, sampling=structs.replace(ask.sampling, seed=sibling_seed(ask.sampling.seed, index)))
+        for ask in asks
+        for index in range(each)
+    ]
+
+
+def sibling_seed(seed: int, index: int) -> int:
+    """A part of the interface: with it, any one of several answers can be asked for again by itself."""
+    if not index:
+        return seed
+    digest = hashlib.sha256(f"{seed} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _ask(
+    body: Body,
+    asked: Chat | Text | Ids,
+    limit: int | None,
+    visit: Visit,
+    *,
+    logprobs: int = UNTOLD,
+    echo: bool = False,
+) -> Ask:
     least = body.min_tokens or 0
     if limit is not None and least > limit:
         raise refused(
@@ -70,6 +123,8 @@ def _ask(body: Body, asked: Chat | Text | Ids, limit: int | None, visit: Visit) 
         stops=[body.stop] if isinstance(body.stop, str) else body.stop or [],
         include_stop=bool(body.include_stop_str_in_output),
         keep_special=body.skip_special_tokens is False,
+        logprobs=logprobs,
+        echo=echo,
         visit=visit,
         calls=calls,
     )
@@ -152,19 +207,21 @@ def _bias(given: dict[str, float]) -> dict[int, float]:
     return bias
 
 
-def _prompt(prompt: str | list[int | str | list[int]]) -> Text | Ids:
+def _prompts(prompt: str | list[int | str | list[int]]) -> list[Text | Ids]:
     match prompt:
         case str():
-            return Text(prompt)
-        case [str() as only]:
-            return Text(only)
-        case [list() as only]:
-            return _ids(only)
+            return [Text(prompt)]
         case [int(), *_]:
-            return _ids(prompt)
+            return [_ids(prompt)]
         case []:
             raise refused("prompt", "'prompt' is empty.")
-    raise refused("prompt", "More than one prompt in a request is not supported.")
+    return [_prompt(each, type(prompt[0])) for each in prompt]
+
+
+def _prompt(prompt: str | list[int] | int, kind: type) -> Text | Ids:
+    if not isinstance(prompt, kind):
+        raise refused("prompt", "'prompt' mixes strings with token ids.")
+    return _ids(prompt) if isinstance(prompt, list) else Text(str(prompt))
 
 
 def _ids(prompt: list[Any]) -> Ids:

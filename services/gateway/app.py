@@ -22,6 +22,7 @@ from services.gateway.desk import Desk
 from services.gateway.gate import Gate
 from services.gateway.routes import routes
 from services.gateway.visit import Visit
+from services.gateway.watched import watched
 
 log = logging.getLogger("millrace.gateway")
 
@@ -58,6 +59,7 @@ def build(desk: Desk, settings: Gateway, gate: Gate | None = None) -> Litestar:
 def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Whatever a request ends with before its answer has begun, in the form of its surface."""
     failure = _failure(error)
+    Visit.of(request.scope).failure = failure
     if failure.code is Code.INTERNAL and not isinstance(error, Failure):
         log.error("a request failed", exc_info=error)
     headers = {name.decode(): value.decode() for name, value in fault.headers(failure)}
@@ -133,7 +135,7 @@ class Serving:
 async def serve(app: Litestar, settings: Gateway) -> Serving:
     """Listens on the handed-over socket, or on host and port. Raises OSError if it cannot."""
     config = uvicorn.Config(
-        app,
+        watched(app, app.state.desk),
         ws="none",
         lifespan="off",
         log_config=None,

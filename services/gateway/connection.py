@@ -52,6 +52,7 @@ class Connection(HttpToolsProtocol):
         self._head_size = 0  # bytes read while in a head
         self._header_size = 0  # bytes of the headers that are whole
         self._ahead: list[RequestResponseCycle] = []  # requests before the last one, still to be answered
+        self.pushed = 0  # bytes, past the application's `send`
         self._stuck_at = 0.0
         self._stuck_size = 0
 
@@ -147,6 +148,7 @@ class Connection(HttpToolsProtocol):
 
     def push(self, part: bytes) -> None:
         """Send a part of the answer that is under way, as the application's `send` would."""
+        self.pushed += len(part)
         self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
     def hang_up(self) -> None:

@@ -8,7 +8,7 @@ middle of it, and letting go of the job are here, once.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -20,11 +20,12 @@ from millrace.errors import Code, Failure
 from millrace.settings import Gateway
 from services.gateway import fault
 from services.gateway.attend import attended, read_body
-from services.gateway.body import refused
 from services.gateway.connection import connection_of
 from services.gateway.desk import Answer, Ask, Desk, Model
+from services.gateway.siblings import opened
 from services.gateway.speech import Speech, listen
 from services.gateway.stream import EventStream, Telling
+from services.gateway.visit import Visit
 
 log = logging.getLogger("millrace.gateway")
 
@@ -33,9 +34,10 @@ JSON = (b"content-type", b"application/json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One answer wanted, and how it is told."""
+    """One answer wanted, or several, and how they are told."""
 
     ask: Ask
+    more: list[Ask] = field(default_factory=list)
     model: Model
     streamed: bool
     events: Callable[[Answer, Speech], Telling]
@@ -56,12 +58,9 @@ class Counter:
             raise Failure(Code.UNAVAILABLE, "No model is being served yet.")
         raise Failure(Code.MODEL_NOT_FOUND, f"The model '{name[:200]}' does not exist.", param="model")
 
-    def only(self) -> str:
-        """The name of the model, for a request without one."""
-        models = self.desk.models()
-        if len(models) > 1:
-            raise refused("model", "Missing parameter: 'model'.")
-        return models[0].name if models else ""
+    def terms(self, scope: Scope) -> dict[str, Any]:
+        """What an `Ask` has from the request around its body."""
+        return {"visit": Visit.of(scope)}
 
     def generating(self, take: Callable[[bytes, Scope], Order]) -> ASGIApp:
         """Answers with what the model generates."""
@@ -75,7 +74,7 @@ class Counter:
                 await attended(receive, serve(order))
 
             async def serve(order: Order) -> None:
-                job = await self.desk.open(order.ask)
+                job = await opened(self.desk, [order.ask, *order.more])
                 try:
                     speech = listen(order.ask, order.model, job)
                     if order.streamed:

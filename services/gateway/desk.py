@@ -1,10 +1,11 @@
 """The seam between the HTTP face and what runs the requests: every public surface asks here."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from millrace.messages import Chat, Decode, Decoded, Encode, Encoded, Finish, Ids, Sampling, Text, Voice
+from millrace.messages import Chat, Finish, Ids, Sampling, SpelledOdds, Text, Voice
 from services.gateway.visit import Visit
 
 
@@ -22,6 +23,8 @@ class Ask:
     stops: list[str]
     include_stop: bool
     keep_special: bool
+    logprobs: int = -1  # tell each token's odds, and of so many of the likeliest; -1: tell none
+    echo: bool = False  # tell the prompt's text
     visit: Visit  # whose it is, how long it may take, and its trace
     calls: int | None = 0  # tool calls that it may make; None: any number
 
@@ -33,27 +36,43 @@ class Piece:
     token: int
     text: str  # may be empty: half a character, or held back as a possible stop string
     finish: Finish
+    odds: SpelledOdds | None = None
+    choice: int = 0  # of several answers to one request
 
 
 class Answer(Protocol):
     """A live request."""
 
     request: str  # the internal id
-    prompt_tokens: int
     thinking: bool  # the prompt has opened the reasoning
+    echoes: list[str]
+    """The prompt's text, for each choice; empty where nobody asked for it."""
+
+    news: asyncio.Event
+    """Set when `ready` has something to say. Several answers may share one."""
+
     eager: Callable[[list[Piece]], bool] | None
     """Offered new pieces the moment they are there. Those it takes (True) do not come from `pieces`."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last piece was given out."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
 
     @property
     def cached_tokens(self) -> int:
         """Tokens of the prompt that did not have to be computed; known with the first piece."""
         ...
 
-    async def pieces(self) -> list[Piece]:
-        """All that is there, at least one; waits for it. Not called again after a piece with a finish.
+    def ready(self) -> list[Piece]:
+        """All that is there; perhaps nothing. Raises the `Failure` of a bad end."""
+        ...
 
-        Raises the `Failure` of a bad end.
-        """
+    async def pieces(self) -> list[Piece]:
+        """The same, but waits until there is something. Not called again after the end."""
         ...
 
     def cancel(self) -> None:
@@ -73,18 +92,24 @@ class Model:
     voice: Voice = SILENT
 
 
-class Desk(Protocol):
+class Watch(Protocol):
+    """Who looks on as requests come and go."""
+
+    def sampled(self) -> bool:
+        """Whether the next one is to be traced."""
+        ...
+
+    def arrived(self, visit: Visit) -> None: ...
+
+    def left(self, visit: Visit) -> None: ...
+
+
+class Desk(Watch, Protocol):
     draining: bool
 
     async def open(self, ask: Ask) -> Answer:
         """Returns once the job is queued. Raises `Failure`: queue_full, context_length_exceeded, ..."""
         ...
-
-    async def encode(self, model: str, wanted: Encode) -> Encoded:
-        """What a tokenizer makes of it. Raises `Failure`."""
-        ...
-
-    async def decode(self, model: str, wanted: Decode) -> Decoded: ...
 
     def models(self) -> list[Model]: ...
 

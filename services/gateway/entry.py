@@ -28,12 +28,17 @@ class Entry:
     committed: list[int] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     failure: Failure | None = None
+    finish: m.Finish = ""
+    first_at: float = 0.0  # its first token was committed; 0: not yet
+    spoken_at: float = 0.0  # its last one so far
+    heard: list[str] | None = None  # its texts, where they are recorded
     ended: bool = False
     on_news: Callable[[], None] = lambda: None
     on_end: Callable[[], None] = lambda: None
     # the job
     seq: int = 0
     prompt_tokens: int = 0
+    echo: str = ""  # the prompt's text, if it was asked for
     cached_tokens: int = 0
     thinking: bool = False
     checked_at: float = 0.0

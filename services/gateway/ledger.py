@@ -77,7 +77,16 @@ class Bury:
     letter: m.DeadLetter
 
 
-Effect = Send | Probe | Settle | Delete | Check | Resubmit | Bury
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """It was taken from its engine. Told, so that people can see it."""
+
+    request: str
+    engine: str
+    reason: str
+
+
+Effect = Send | Probe | Settle | Delete | Check | Resubmit | Bury | Lost
 
 
 @dataclass(slots=True)
@@ -189,7 +198,8 @@ class Ledger:
     ) -> list[Effect]:
         """Take it from its engine, fence that engine, and have the job delivered again."""
         self.counts[f"revoked_{reason}"] += 1
-        effects = self._release(entry.ref, entry.engine, "")
+        effects: list[Effect] = [Lost(entry.request, entry.engine, reason)]
+        effects += self._release(entry.ref, entry.engine, "")
         entry.epoch += 1
         entry.engine = ""
         entry.checked_at = now
@@ -266,16 +276,21 @@ class Ledger:
         tokens, texts = said.tokens, said.pieces
         if not entry.committed:
             entry.cached_tokens = said.cached
+        odds = said.odds or [None] * len(tokens)
         last = len(tokens) - 1
         for i in range(skip, last):
-            entry.pieces.append(Piece(tokens[i], texts[i], ""))
-        entry.pieces.append(Piece(tokens[last], texts[last], said.finish))
+            entry.pieces.append(Piece(tokens[i], texts[i], "", odds[i]))
+        entry.pieces.append(Piece(tokens[last], texts[last], said.finish, odds[last]))
         entry.committed += tokens[skip:]
-        entry.progress_at = entry.alive_at = now
+        entry.first_at = entry.first_at or now
+        entry.progress_at = entry.alive_at = entry.spoken_at = now
+        if entry.heard is not None:
+            entry.heard += texts[skip:]
         entry.owed = entry.resends = 0
         if not said.finish:
             entry.on_news()
             return []
+        entry.finish = said.finish
         return [Settle(entry.lease, "+ACK"), *self._end(entry)]
 
     def recall(self, recall: m.Recall) -> tuple[m.RecallReply, list[Effect]]:

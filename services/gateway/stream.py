@@ -8,7 +8,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 from litestar.types import HTTPResponseBodyEvent, HTTPResponseStartEvent, Send
@@ -16,6 +16,7 @@ from litestar.types import HTTPResponseBodyEvent, HTTPResponseStartEvent, Send
 from millrace.errors import Failure
 from services.gateway import fault
 from services.gateway.desk import Answer, Piece
+from services.gateway.odds import logprobs
 from services.gateway.speech import Arguments, Call, Content, End, Reason, Reasoning, Saying, Speech
 
 DONE = b"data: [DONE]\n\n"
@@ -62,12 +63,15 @@ _encode = msgspec.json.encode
 
 
 def quoted(text: str) -> bytes:
-    """The text as JSON. Some clients cut lines where `str.splitlines` does: these characters are escaped."""
-    raw = _encode(text)
-    if text.isascii():
-        return raw
+    """The text as JSON."""
+    return _encode(text) if text.isascii() else _escaped(text)
+
+
+def _escaped(value: Any) -> bytes:
+    """As JSON. Some clients cut lines where `str.splitlines` does: these characters are escaped."""
     return (
-        raw.replace(b"\xc2\x85", b"\\u0085")
+        _encode(value)
+        .replace(b"\xc2\x85", b"\\u0085")
         .replace(b"\xe2\x80\xa8", b"\\u2028")
         .replace(b"\xe2\x80\xa9", b"\\u2029")
     )
@@ -105,6 +109,33 @@ class Telling(Protocol):
         ...
 
 
+class _Choice:
+    """What the chunks of one answer have in common, and where it is."""
+
+    def __init__(self, opening: bytes, shape: Literal["chat", "text"], speech: Speech, echo: str):
+        self.speech = speech
+        self.tokens = 0
+        self.logprobs = logprobs(shape)
+        going_on = b',"logprobs":null,"finish_reason":null'
+        self.first: list[bytes] = []  # what comes before the first token
+        if shape == "chat":
+            self.opening, self.before, self.after = opening + b'"delta":', b'{"content":', b"}"
+            self.first = [self.opening + b'{"role":"assistant","content":""}' + going_on]
+            self.finish = self.opening + b'{},"logprobs":null,"finish_reason":"%b"'
+        else:
+            self.opening, self.before, self.after = opening, b'"text":', b""
+            if echo:
+                self.first = [opening + b'"text":' + quoted(echo) + going_on]
+            self.finish = opening + b'"text":"","logprobs":null,"finish_reason":"%b"'
+        self.simply = self.opening + self.before, self.after + going_on
+
+    def delta(self, part: Saying) -> bytes:
+        if self.after:
+            return _delta(part)
+        assert isinstance(part, Content), f"a completion says nothing but text: {part}"
+        return self.before + quoted(part.text)
+
+
 class Events:
     """OpenAI's chunks."""
 
@@ -119,73 +150,70 @@ class Events:
         include_usage: bool = False,
         continuous_usage: bool = False,
         token_ids: bool = False,
-        speech: Speech | None = None,
+        logprobs: bool = False,
+        speeches: list[Speech] | None = None,
+        echoes: list[str] | None = None,
     ):
-        """`speech`, of a chat, may tell its text apart."""
-        opening = b"data: " + _encode(head)[:-1] + b',"choices":[{"index":0,'
-        self._usage_opening = b"data: " + _encode(head)[:-1] + b',"choices":[],"usage":'
+        """`speeches`: what may tell the text of each choice apart, in a chat; `echoes`: each one's prompt."""
+        opening = b"data: " + _encode(head)[:-1] + b',"choices":['
+        self._usage_opening = opening + b'],"usage":'
         self._prompt_tokens = prompt_tokens
         self.cached_tokens = 0
-        self._completion_tokens = 0
         self._include_usage = include_usage
         self._continuous = include_usage and continuous_usage
         self._token_ids = token_ids
-        self._speech = speech or Speech()
+        self._logprobs = logprobs
+        speeches = speeches or [Speech()]
+        self._choices = [
+            _Choice(opening + b'{"index":%d,' % index, shape, speech, echo)
+            for index, (speech, echo) in enumerate(zip(speeches, echoes or [""] * len(speeches), strict=True))
+        ]
+        self._going_on = len(self._choices)
         # OpenAI's chunks say `usage: null` until the last one, but only if that one is wanted.
         self._end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
-        going_on = b',"logprobs":null,"finish_reason":null'
-        self._opening, self._going_on = opening + b'"delta":', going_on
-        if shape == "chat":
-            self._before, self._after = opening + b'"delta":{"content":', b"}" + going_on
-            self._role = opening + b'"delta":{"role":"assistant","content":""}' + going_on
-            self._finish = opening + b'"delta":{},"logprobs":null,"finish_reason":"%b"'
-        else:
-            self._before, self._after = opening + b'"text":', going_on
-            self._role = b""
-            self._finish = opening + b'"text":"","logprobs":null,"finish_reason":"%b"'
-        self._plain = self._after + self._end
+        self._simple = not (token_ids or logprobs or self._continuous) and all(s.plain for s in speeches)
 
     def of(self, pieces: Iterable[Piece]) -> bytes:
         out: list[bytes] = []
-        if self._role:
-            out.append(self._role + self._closing())
-            self._role = b""
-        before, after = self._before, self._plain
-        simple = not (self._token_ids or self._continuous)
         for piece in pieces:
-            self._completion_tokens += 1
-            text = piece.text
+            choice = self._choices[piece.choice]
+            if choice.first:
+                out += [part + self._closing(choice) for part in choice.first]
+                choice.first = []
+            choice.tokens += 1
             finish: Reason | Literal[""] = piece.finish
-            if not self._speech.plain:
-                finish = self._told(piece, out)
-            elif simple:
-                if text:
-                    out += (before, quoted(text), after)
-            elif text or self._token_ids:
-                ids = b',"token_ids":[%d]' % piece.token if self._token_ids else b""
-                out += (before, quoted(text), self._after, ids, self._closing())
+            if not self._simple:
+                finish = self._told(choice, piece, out)
+            elif piece.text:
+                before, after = choice.simply
+                out += (before, quoted(piece.text), after, self._end)
             if finish:
-                out.append(self._finish.replace(b"%b", finish.encode()) + self._closing())
-                if self._include_usage:
-                    out += (self._usage_opening, self._usage(), b"}\n\n")
-                out.append(DONE)
+                out.append(choice.finish.replace(b"%b", finish.encode()) + self._closing(choice))
+                self._going_on -= 1
+        if not self._going_on:
+            if self._include_usage:
+                tokens = sum(choice.tokens for choice in self._choices)
+                out += (self._usage_opening, self._usage(tokens), b"}\n\n")
+            out.append(DONE)
         return b"".join(out)
 
-    def _told(self, piece: Piece, out: list[bytes]) -> Reason | Literal[""]:
+    def _told(self, choice: _Choice, piece: Piece, out: list[bytes]) -> Reason | Literal[""]:
         """The chunks of what a piece says: one a part, the first with the token. Returns why it ends."""
         deltas: list[bytes] = []
         finish: Reason | Literal[""] = ""
-        for part in self._speech.hear(piece):
+        for part in choice.speech.hear(piece):
             if isinstance(part, End):
                 finish = part.reason
             else:
-                deltas.append(_delta(part))
+                deltas.append(choice.delta(part))
+        odds = _escaped(choice.logprobs.of(piece)) if self._logprobs else b"null"
         ids = b',"token_ids":[%d]' % piece.token if self._token_ids else b""
-        if self._token_ids and not deltas:
-            deltas.append(b'{"content":""}')
+        if (self._token_ids or self._logprobs) and not deltas:
+            deltas.append(choice.before + b'""' + choice.after)
         for delta in deltas:
-            out += (self._opening, delta, self._going_on, ids, self._closing())
-            ids = b""
+            out += (choice.opening, delta, b',"logprobs":', odds, b',"finish_reason":null', ids)
+            out.append(self._closing(choice))
+            odds, ids = b"null", b""
         return finish
 
     def waiting(self) -> bytes:
@@ -195,11 +223,12 @@ class Events:
         """An error event and never [DONE]."""
         return b"data: " + fault.body(failure) + b"\n\n"
 
-    def _closing(self) -> bytes:
-        return b'}],"usage":' + self._usage() + b"}\n\n" if self._continuous else self._end
+    def _closing(self, choice: _Choice) -> bytes:
+        """With the usage so far: of this choice alone, or the bytes would depend on how many there are."""
+        return b'}],"usage":' + self._usage(choice.tokens) + b"}\n\n" if self._continuous else self._end
 
-    def _usage(self) -> bytes:
-        return _encode(usage(self._prompt_tokens, self._completion_tokens, self.cached_tokens))
+    def _usage(self, tokens: int) -> bytes:
+        return _encode(usage(self._prompt_tokens, tokens, self.cached_tokens))
 
 
 class Direct(Protocol):
@@ -236,7 +265,7 @@ class EventStream:
                 pieces = await answer.pieces()
                 events.cached_tokens = answer.cached_tokens
                 body = events.of(pieces)
-                if pieces[-1].finish:
+                if answer.ended:
                     break
                 if body:
                     await self._write(body)

@@ -1,44 +1,82 @@
 """An answer in one piece."""
 
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
 from services.gateway.desk import Answer
+from services.gateway.odds import Logprobs, joined, logprobs
 from services.gateway.speech import Speech, Spoken
 from services.gateway.stream import Head, usage
+
+
+@dataclass(slots=True)
+class _Choice:
+    speech: Speech
+    logprobs: Logprobs
+    echo: str
+    spoken: Spoken = field(default_factory=Spoken)
+    tokens: list[int] = field(default_factory=list)
+    odds: list[dict[str, Any]] = field(default_factory=list)
+    logprob: float = 0.0  # of all of it
 
 
 async def whole(
     answer: Answer,
     head: Head,
     shape: Literal["chat", "text"],
-    speech: Speech,
+    speeches: list[Speech],
     *,
     token_ids: bool = False,
+    with_logprobs: bool = False,
+    best: tuple[int, int] = (1, 1),
 ) -> bytes:
-    spoken = Spoken()
-    tokens: list[int] = []
-    while not spoken.reason:
+    """`best`: so many choices are told, out of every so many."""
+    choices = [
+        _Choice(speech, logprobs(shape), echo) for speech, echo in zip(speeches, answer.echoes, strict=True)
+    ]
+    while not answer.ended:
         for piece in await answer.pieces():
-            tokens.append(piece.token)
-            for part in speech.hear(piece):
-                spoken.add(part)
-    choice: dict[str, Any] = {"index": 0}
-    if shape == "chat":
-        choice["message"] = message(spoken)
-    else:
-        choice["text"] = spoken.content
-    choice |= {"logprobs": None, "finish_reason": spoken.reason}
-    if token_ids:
-        choice["token_ids"] = tokens
+            choice = choices[piece.choice]
+            choice.tokens.append(piece.token)
+            if with_logprobs:
+                choice.odds.append(choice.logprobs.of(piece))
+            if piece.odds is not None:
+                choice.logprob += piece.odds.token.logprob
+            for part in choice.speech.hear(piece):
+                choice.spoken.add(part)
+    told = []
+    for index, choice in enumerate(_best(choices, *best)):
+        one: dict[str, Any] = {"index": index}
+        if shape == "chat":
+            one["message"] = message(choice.spoken)
+        else:
+            one["text"] = choice.echo + choice.spoken.content
+        odds = joined(choice.odds) if with_logprobs else None
+        one |= {"logprobs": odds, "finish_reason": choice.spoken.reason}
+        if token_ids:
+            one["token_ids"] = choice.tokens
+        told.append(one)
+    count = sum(len(choice.tokens) for choice in choices)
     return msgspec.json.encode(
         {
             **msgspec.structs.asdict(head),
-            "choices": [choice],
-            "usage": usage(answer.prompt_tokens, len(tokens), answer.cached_tokens),
+            "choices": told,
+            "usage": usage(answer.prompt_tokens, count, answer.cached_tokens),
         }
     )
+
+
+def _best(choices: list[_Choice], told: int, of: int) -> list[_Choice]:
+    """Of every so many, those with the highest log probability per token."""
+    if told == of:
+        return choices
+    found = []
+    for start in range(0, len(choices), of):
+        group = choices[start : start + of]
+        found += sorted(group, key=lambda choice: -choice.logprob / len(choice.tokens))[:told]
+    return found
 
 
 def message(spoken: Spoken) -> dict[str, Any]:

@@ -18,6 +18,9 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 """A stop string is held back piece by piece while it may still come: long ones delay the whole answer."""
 
+MAX_CHOICES = 128
+"""Answers to one request, over all of its prompts: each takes a place in the queue."""
+
 MAX_BIAS = 1024
 """Each entry is looked at in every step."""
 MAX_TOOLS = 128
@@ -143,9 +146,9 @@ class Body(Struct, kw_only=True, forbid_unknown_fields=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
     logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIAS)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
 
     # Understood, and held against NOT_YET.
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
     structured_outputs: Raw = Raw()
 
 
@@ -181,7 +184,7 @@ class TextBody(Body, kw_only=True, forbid_unknown_fields=True):
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     echo: bool | None = None
     suffix: str | None = None
-    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
 
 
 def _one(value: Any) -> bool:
@@ -202,15 +205,10 @@ def _no_json(value: Any) -> bool:
 
 # What a parameter may say as long as the feature behind it is missing; any other value is refused.
 NOT_YET: dict[str, Callable[[Any], bool]] = {
-    "n": _one,
-    "best_of": _one,
-    "logprobs": lambda value: value is None or value is False,
-    "top_logprobs": _zero,
     "response_format": lambda value: value is None or value.type == "text",
     "structured_outputs": _no_json,
     "tool_choice": lambda value: value in (None, "none", "auto"),
     "modalities": lambda value: value in (None, ["text"]),
-    "echo": _zero,
     "suffix": _unset,
 }
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import struct
+import time
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -13,18 +14,13 @@ from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.errors import Code, Failure
 from millrace.messages import Here, Message, Voice
-from millrace.subjects import JOB, JOBS, TOKENIZER, Role, model_key
-from millrace.telemetry import Context
+from millrace.subjects import JOB, TOKENIZER, Role, model_key
+from millrace.telemetry import Context, wall
 from services.tokenizer.encode import Encoder
 from services.tokenizer.voice import thinking
 
 STORE_S = 1.0
 """A full disk answers nothing at all, and a healthy store answers in milliseconds."""
-
-LARGEST = JOBS.max_msg_size
-"""NATS carries a little more than this, and drops what is larger."""
-
-Told = TypeVar("Told", m.Encoded, m.Decoded)
 
 CREDIT = 32
 """Prompts under way at once: rendering holds the process, but waiting for the store does not."""
@@ -52,7 +48,7 @@ class TokenizerActor(Actor):
 
     async def start(self) -> None:
         subject = TOKENIZER.to(self._key)
-        await self.bus.listen(Inbox(subject, m.ToTokenizer, self._asked, queue="tokenizers", credit=CREDIT))
+        await self.bus.listen(Inbox(subject, m.ToTokenizer, self._prompt, queue="tokenizers", credit=CREDIT))
 
     def here(self, state: str, pid: int) -> Here:
         counts = dict(self.bus.counts)
@@ -72,25 +68,17 @@ class TokenizerActor(Actor):
     async def drain(self) -> None:
         """`Bus.close` stops hearing, then waits for what is under way."""
 
-    async def _asked(self, asked: m.ToTokenizer, context: Context) -> Message:
+    async def _prompt(self, prompt: m.Prompt, context: Context) -> Message:
         self._under_way += 1
         try:
-            match asked:
-                case m.Prompt():
-                    return await self._admit(asked, context)
-                case m.Encode():
-                    return self._encoded(asked)
-                case m.Decode():
-                    ids = list(struct.unpack(f"<{len(asked.ids) // 4}I", asked.ids))
-                    self._known(ids, "tokens")
-                    return _tellable(m.Decoded(self._encoder.decode(ids)))
+            return await self._admit(prompt, context)
         except Failure as failure:
-            request = asked.request if isinstance(asked, m.Prompt) else ""
-            return m.Refused(request, failure.code, failure.message, failure.param)
+            return m.Refused(prompt.request, failure.code, failure.message, failure.param)
         finally:
             self._under_way -= 1
 
     async def _admit(self, prompt: m.Prompt, context: Context) -> m.Admitted:
+        heard = time.monotonic()
         ids = self._ids(prompt.input)
         max_tokens = room(len(ids), prompt.max_tokens, self._max_len)
         self._known(prompt.stop_ids, "stop_token_ids")
@@ -105,43 +93,38 @@ class TokenizerActor(Actor):
             prompt.min_tokens,
             stop_ids,
             prompt.tenant,
+            prompt.logprobs,
         )
         # Asked twice, stored once: the gateway repeats a prompt whose answer it never got.
         msg_id = f"{prompt.request}:{prompt.attempt}"
+        made = time.monotonic()
         seq = await self.bus.store(JOB.to(self._key), job, msg_id, STORE_S, context)
+        stored = time.monotonic()
+        hops = [
+            m.Hop("tokenize", wall(heard), wall(made), notes={"tokens": len(ids)}),
+            m.Hop("publish", wall(made), wall(stored), notes={"seq": seq}),
+        ]
         begun = isinstance(prompt.input, m.Chat) and thinking(self._voice, self._encoder.tail(ids))
-        return m.Admitted(prompt.request, seq, len(ids), max_tokens, begun)
+        text = self._text(prompt.input, ids) if prompt.echo else ""
+        return m.Admitted(prompt.request, seq, len(ids), max_tokens, begun, self.id, hops, text)
 
-    def _encoded(self, asked: m.Encode) -> m.Encoded:
-        if isinstance(asked.input, m.Chat):
-            ids = self._chat(asked.input, add_generation_prompt=asked.add_generation_prompt)
-        else:
-            ids = self._encoder.encode(asked.input.text, add_special_tokens=asked.add_special)
-        if asked.want == "count":
-            return m.Encoded(len(ids))
-        texts = self._encoder.spellings(ids) if asked.want == "texts" else []
-        return _tellable(m.Encoded(len(ids), struct.pack(f"<{len(ids)}I", *ids), texts))
-
-    def _chat(self, given: m.Chat, *, add_generation_prompt: bool = True) -> list[int]:
-        tools = _shown(given.tools) if given.tools else None
-        if tools and not self._voice.calls:
-            raise Failure(
-                Code.INVALID_REQUEST,
-                "this model has no form of tool calls that is known",
-                param="tools",
-            )
-        args = msgspec.json.decode(given.template_args) if given.template_args else {}
-        return self._encoder.chat(
-            msgspec.json.decode(given.messages),
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            kwargs=self._effort(given.effort) | args,
-        )
+    def _text(self, given: m.Chat | m.Text | m.Ids, ids: list[int]) -> str:
+        return given.text if isinstance(given, m.Text) else self._encoder.decode(ids)
 
     def _ids(self, given: m.Chat | m.Text | m.Ids) -> list[int]:
         match given:
             case m.Chat():
-                return self._chat(given)
+                tools = _shown(given.tools) if given.tools else None
+                if tools and not self._voice.calls:
+                    raise Failure(
+                        Code.INVALID_REQUEST,
+                        "this model has no form of tool calls that is known",
+                        param="tools",
+                    )
+                args = msgspec.json.decode(given.template_args) if given.template_args else {}
+                return self._encoder.chat(
+                    msgspec.json.decode(given.messages), tools=tools, kwargs=self._effort(given.effort) | args
+                )
             case m.Text():
                 ids = self._encoder.encode(given.text)
             case m.Ids():
@@ -179,12 +162,6 @@ def _shown(tools: bytes) -> list[dict[str, Any]]:
     for tool in shown:
         tool["function"].pop("strict", None)
     return shown
-
-
-def _tellable(answer: Told) -> Told:
-    if len(m.encode(answer)) > LARGEST:
-        raise Failure(Code.BODY_TOO_LARGE, f"the answer would be larger than {LARGEST} bytes")
-    return answer
 
 
 def room(prompt: int, wanted: int | None, max_len: int) -> int:

@@ -145,7 +145,7 @@ class Encoder:
 
     def tail(self, ids: list[int]) -> str:
         """The end of a prompt's text, its control tokens too."""
-        return self._tokenizer.decode(ids[-TAIL:], skip_special_tokens=False)
+        return self.decode(ids[-TAIL:])
 
     def knows(self, argument: str) -> bool:
         """Whether the chat template reads an argument of this name."""
@@ -157,13 +157,8 @@ class Encoder:
             return self._ids(text, add_special_tokens)
 
     def decode(self, ids: list[int]) -> str:
-        """The whole text, control tokens too."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return text
-
-    def spellings(self, ids: list[int]) -> list[str]:
-        """Each token as the vocabulary has it; empty where that has a hole."""
-        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
+        """A prompt's text, control tokens too."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def chat(
         self,

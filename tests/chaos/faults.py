@@ -5,7 +5,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.chaos import kinds, leave, poison, queue, restart, slow, storm
+from tests.chaos import cluster, kinds, leave, poison, queue, restart, slow, storm
 from tests.chaos.disk import full_disk
 from tests.chaos.site import Shape
 from tests.chaos.trial import Inflict, Outcome, Scene, disturbed
@@ -173,4 +173,17 @@ FAULTS = [
     Fault("full queue", queue.full, queue.SHAPE),
     Fault("full disk", full_disk, Shape(small_disk=True)),
     Fault("rolling restart of everything", restart.rolling, Shape(detokenizers=2)),
+]
+
+IN_A_CLUSTER = [
+    Fault("kill the queue's leader", _streams(cluster.kill_leader), cluster.SHAPE, target="1500"),
+    Fault("kill another server", _streams(cluster.kill_follower), cluster.SHAPE, target="1500"),
+    Fault("pause the queue's leader 2.5 s", _streams(cluster.pause_leader), cluster.SHAPE),
+    Fault("pause another server 2.5 s", _streams(cluster.pause_follower), cluster.SHAPE),
+    Fault(
+        "kill the leader and an engine",
+        _streams(cluster.kill_leader_and_engine),
+        cluster.SHAPE,
+        excuse="until there is a leader",
+    ),
 ]

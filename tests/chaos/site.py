@@ -17,6 +17,7 @@ from millrace.subjects import JOBS, Role
 from tests.chaos import mounts
 from tests.chaos.load import Wish, recorded
 from tests.chaos.proxy import Wire
+from tests.kit.cluster import Cluster
 from tests.kit.service import Service
 
 
@@ -31,6 +32,7 @@ class Shape:
     wired_detokenizers: int = 0
     env: tuple[tuple[str, str], ...] = ()
     small_disk: bool = False
+    cluster: bool = False  # three nats-servers, each with the whole job queue, instead of one
 
     @property
     def counts(self) -> dict[str, int]:
@@ -43,7 +45,7 @@ class Shape:
     @property
     def want(self) -> dict[str, int]:
         return {
-            "nats": 1,
+            "nats": 0 if self.cluster else 1,
             "gateway": 1,
             "tokenizer": self.tokenizers,
             "engine": self.engines + self.wired_engines,
@@ -68,6 +70,7 @@ class Site:
     service: Service
     missing: str = ""  # why this shape cannot be had here
     wires: dict[int, Wire] = field(default_factory=dict)  # by the pid they lead to
+    cluster: Cluster | None = None
 
     @property
     def nats_port(self) -> int:
@@ -98,7 +101,8 @@ class Site:
 
     async def _stored(self) -> str:
         """Jobs that nobody will ask for: each takes a place in the queue for ever."""
-        url = (self.service.folder / "nats" / f"{Role.GATEWAY}.url").read_text().strip()
+        file = self.service.folder / "nats" / f"{Role.GATEWAY}.url"
+        url = self.cluster.url(Role.GATEWAY) if self.cluster else file.read_text().strip()
         bus = await Bus.connect(url, Role.GATEWAY, "chaos")
         try:
             info = await bus._api(f"STREAM.INFO.{JOBS.name}", {})
@@ -118,9 +122,15 @@ async def opened(shape: Shape, more: Mapping[str, str]) -> AsyncIterator[Site]:
     async with contextlib.AsyncExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="millrace-chaos-")))
         missing = held.enter_context(mounts.small(folder)) if shape.small_disk else ""
+        cluster = None
+        if shape.cluster:
+            cluster = Cluster(folder / "cluster")
+            held.callback(cluster.close)
+            await cluster.up()
+            env |= {"MILLRACE_BROKER": str(cluster.folder), "MILLRACE_REPLICAS": str(len(cluster.hosts))}
         service = await Service.start(env=env, folder=folder, **shape.counts)
         held.push_async_callback(service.stop)
-        site = Site(shape, service, missing)
+        site = Site(shape, service, missing, cluster=cluster)
         for role, count in (("engine", shape.wired_engines), ("detokenizer", shape.wired_detokenizers)):
             for number in range(count):
                 await _start_wired(site, role, number, held)

@@ -57,8 +57,13 @@ def page() -> str:
             lines += [f"### {message.__name__}", ""]
         lines += [f"`[{', '.join([repr(message.__struct_config__.tag), *_fields(message)])}]`", ""]
     parts = [
+        messages.Mark,
+        messages.Hop,
         messages.Sampling,
+        messages.Odds,
         messages.Run,
+        messages.Likely,
+        messages.SpelledOdds,
         messages.Said,
         messages.Ref,
         messages.Held,

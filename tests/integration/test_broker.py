@@ -286,9 +286,9 @@ def test_a_password_can_stay_a_variable() -> None:
 
 def test_what_is_provisioned_for_a_server_elsewhere_is_kept(tmp_path: Path) -> None:
     """Run again, as before every start: the same passwords, in the server's file and the roles'."""
-    broker.provision(tmp_path, "nats:4222", "/data")
+    broker.provision(tmp_path, ["nats:4222"], "/data")
     first = {role: (tmp_path / role / "nats.url").read_text() for role in Role}
-    broker.provision(tmp_path, "nats:4222", "/data")
+    broker.provision(tmp_path, ["nats:4222"], "/data")
 
     assert {role: (tmp_path / role / "nats.url").read_text() for role in Role} == first
     config = (tmp_path / "nats" / "nats.conf").read_text()
@@ -301,6 +301,6 @@ def test_what_is_provisioned_for_a_server_elsewhere_is_kept(tmp_path: Path) -> N
 def test_an_address_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     """Before anything is written."""
     with pytest.raises(ValueError, match="'nats' is not an address"):
-        broker.provision(tmp_path, "nats", "/data")
+        broker.provision(tmp_path, ["nats"], "/data")
 
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """The whole service as its users meet it: the OpenAI SDK in front, real processes behind."""
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -79,6 +80,34 @@ def test_usage_tells_what_did_not_have_to_be_computed(client: OpenAI) -> None:
     assert texts == [texts[0]] * 6
     assert 0 == cached[0] and {0, 16} == set(cached)
     assert cached.count(0) <= 2, "there are two engines"
+
+
+async def test_a_restarted_engine_finds_what_it_knew() -> None:
+    """Prefixes that were put on disk when it stopped are not computed again, and the answer is the same."""
+    made = await Service.start(env={"MILLRACE_PREFIX_DISK_MB": "64"}, engines=1)
+    try:
+        async with AsyncOpenAI(base_url=f"{made.url}/v1", api_key="unused") as client:
+
+            async def ask() -> tuple[str, int]:
+                prompt = "mill " * 100
+                told = await client.completions.create(model="sim", prompt=prompt, max_tokens=9, seed=1)
+                assert told.usage is not None and told.usage.prompt_tokens_details is not None
+                return told.choices[0].text, told.usage.prompt_tokens_details.cached_tokens or 0
+
+            text, cold = await ask()
+            (before,) = await made.rows("engine")
+            os.kill(before.pid, signal.SIGTERM)
+            while [row.pid for row in await made.rows("engine") if row.state == "ready"] in (
+                [],
+                [before.pid],
+            ):
+                await asyncio.sleep(0.05)
+            again, warm = await ask()
+    finally:
+        await made.stop()
+
+    assert text == again
+    assert 0 == cold < warm
 
 
 async def test_many_at_once_are_each_as_alone(aclient: AsyncOpenAI) -> None:

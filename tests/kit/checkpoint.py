@@ -65,6 +65,9 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             made[f"{at}.mlp.gate_proj.weight"] = made[f"{at}.mlp.up_proj.weight"] = (inner, hidden)
         made[f"{at}.self_attn.o_proj.weight"] = (hidden, q)
         made[f"{at}.mlp.down_proj.weight"] = (hidden, inner)
+        if config.get("mlp_bias"):
+            sizes = {"gate": inner, "up": inner, "down": hidden}
+            made |= {f"{at}.mlp.{name}_proj.bias": (size,) for name, size in sizes.items()}
         if family in ("Qwen3ForCausalLM", "Gemma3ForCausalLM"):
             made |= {f"{at}.self_attn.{n}_norm.weight": (d,) for n in "qk"}
     return made

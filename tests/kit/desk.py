@@ -2,12 +2,12 @@
 
 import asyncio
 import secrets
-import struct
 from collections.abc import Awaitable, Callable
 
 from millrace.errors import Failure
-from millrace.messages import Decode, Decoded, Encode, Encoded, Finish, Text
+from millrace.messages import Finish
 from services.gateway.desk import Ask, Model, Piece
+from services.gateway.visit import Visit
 
 Step = list[Piece] | float | Failure | asyncio.Event
 """Pieces that come together, a pause in seconds, a bad end, or something to wait for."""
@@ -31,10 +31,24 @@ class ScriptedAnswer:
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.thinking = False
+        self.echoes = [""]
+        self.ended = False
+        self.news = asyncio.Event()
         self.eager: Callable[[list[Piece]], bool] | None = None
         self.cancelled = asyncio.Event()
         self.taken = 0  # steps
         self._script = script
+
+    def ready(self) -> list[Piece]:
+        """What comes without a wait: a pause has to be waited for, with `pieces`."""
+        step = self._script[self.taken] if self.taken < len(self._script) else []
+        if isinstance(step, float | asyncio.Event):
+            return []
+        self.taken += 1
+        if isinstance(step, Failure):
+            raise step
+        self.ended = bool(step and step[-1].finish)
+        return step
 
     async def pieces(self) -> list[Piece]:
         while self.taken < len(self._script):
@@ -42,6 +56,7 @@ class ScriptedAnswer:
             self.taken += 1
             match step:
                 case list():
+                    self.ended = bool(step[-1].finish)
                     return step
                 case Failure():
                     raise step
@@ -65,6 +80,16 @@ class ScriptedDesk:
         self.opening: Callable[[Ask], Awaitable[None]] | None = None  # may wait, or raise a Failure
         self.served = [Model("sim", 4096, 1_700_000_000)]
         self.lacks: list[str] = []
+        self.visits: list[Visit] = []  # that are over
+
+    def sampled(self) -> bool:
+        return True
+
+    def arrived(self, visit: Visit) -> None:
+        pass
+
+    def left(self, visit: Visit) -> None:
+        self.visits.append(visit)
 
     async def open(self, ask: Ask) -> ScriptedAnswer:
         self.asks.append(ask)
@@ -73,15 +98,6 @@ class ScriptedDesk:
         answer = ScriptedAnswer(self.script)
         self.answers.append(answer)
         return answer
-
-    async def encode(self, model: str, wanted: Encode) -> Encoded:
-        """A token a character."""
-        text = wanted.input.text if isinstance(wanted.input, Text) else wanted.input.messages.decode()
-        packed = struct.pack(f"<{len(text)}I", *map(ord, text))
-        return Encoded(len(text), packed, list(text) if wanted.want == "texts" else [])
-
-    async def decode(self, model: str, wanted: Decode) -> Decoded:
-        return Decoded("".join(map(chr, struct.unpack(f"<{len(wanted.ids) // 4}I", wanted.ids))))
 
     def models(self) -> list[Model]:
         return self.served

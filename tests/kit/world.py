@@ -57,6 +57,9 @@ class Speller:
     def __init__(self) -> None:
         self._held = ""
 
+    def spell(self, token_id: int) -> bytes:
+        return f"{token_id}.".encode()
+
     def step(self, token_id: int) -> str:
         self._held += f"{token_id}."
         return self.finish() if token_id % 3 == 0 else ""
@@ -406,7 +409,9 @@ class World:
         def deliver(outputs: list[Output]) -> None:
             self._engine_does(node, engine.stepped(outputs, self.now))
 
-        loop = StepLoop(scheduler, model, deliver, lambda error: None, self._breakage.sampler)
+        loop = StepLoop(
+            scheduler, model, deliver, lambda error: None, self._breakage.sampler, clock=lambda: self.now
+        )
 
         def step() -> None:
             try:
@@ -461,14 +466,14 @@ class World:
             if isinstance(message, m.Resend):
                 self._engine_does(node, engine.resend(message))
             elif isinstance(message, m.Release):
-                engine.release(message)
+                self._engine_does(node, engine.release(message, self.now))
         elif writer := self.scribes.get(to):
             if isinstance(message, m.Frame):
                 self._scribe_does(node, writer.frame(message, self.now))
             elif isinstance(message, m.Opened):
                 self._scribe_does(node, writer.opened(message, self.now))
             elif isinstance(message, m.Release):
-                writer.release(message)
+                self._scribe_does(node, writer.release(message, self.now))
 
     def _scribe_does(self, node: Node, effects: Iterable[tuple[str, scribe.Effect]]) -> None:
         for to, effect in effects:
@@ -490,7 +495,7 @@ class World:
                     lambda gone, writer=writer, recall=recall: writer.refused(recall.request),
                     0.4,
                 )
-            elif isinstance(effect, m.Delta):
+            elif isinstance(effect, m.Delta | m.Hops):
                 self._send(node, to, repr(effect), lambda effect=effect: self._hear(effect))
             else:
                 self._send(node, to, repr(effect), lambda to=to, effect=effect: self._told(to, effect))
@@ -555,7 +560,7 @@ class World:
         elif kind == "cut":
             node.cut_until = self.now + r.uniform(0.1, 3.0)
         elif kind == "yield" and node.id in self.engines:
-            self._engine_does(node, self.engines[node.id].leave())
+            self._engine_does(node, self.engines[node.id].leave(self.now))
             self._at(0.2, lambda: self._kill(node))
 
     def _kill(self, node: Node) -> None:
@@ -603,7 +608,7 @@ def explained(wish: Wish, kinds: int) -> str:
         sequence.computed = len(sequence.tokens)
         finish = sequence.append(piece.token)
         run = m.Run(prompt.request, 1, index, [piece.token], finish)
-        (_, delta), *_ = writer.frame(m.Frame("e", [run]), 0.0)
+        *_, (_, delta) = writer.frame(m.Frame("e", [run]), 0.0)
         assert isinstance(delta, m.Delta)
         said = delta.said[0]
         if (said.pieces[0], said.finish) != (piece.text, piece.finish):

@@ -1,97 +1,142 @@
 """The tree of kept prefixes: what it says is there is there, and the oldest goes first."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.engine.prefix import BLOCK, Prefixes
+from millrace.messages import Sampling
+from services.engine.prefix import BLOCK, LEAST, Prefixes
+from services.engine.sequence import Sequence
+from services.engine.shelf import FileShelf
 
 PLACES = 5
 
 
-def tokens(*blocks: int, more: int = 0) -> list[int]:
-    """Blocks of one number each, and some tokens behind them."""
-    return [b for b in blocks for _ in range(BLOCK)] + [99] * more
+def of(*blocks: int, more: int = 0, tenant: str = "") -> Sequence:
+    """Blocks of one number each, and some tokens behind them, all computed."""
+    tokens = [b for b in blocks for _ in range(BLOCK)] + [99] * more
+    return Sequence("r", len(tokens), tokens, Sampling(1), 1, computed=len(tokens), tenant=tenant)
+
+
+def found(made: Prefixes, *blocks: int) -> int:
+    places, contents = made.find(of(*blocks, more=1))
+    return len(places) + len(contents)
 
 
 def test_the_longest_known_prefix_is_found() -> None:
     """Two prompts share what they have in common, block for block."""
     made = Prefixes(8)
-    made.keep("", tokens(1, 2, 3), 3 * BLOCK)
-    start, places = made.keep("", tokens(1, 2, 4), 3 * BLOCK)
+    made.keep(of(1, 2, 3))
+    first, places, _ = made.keep(of(1, 2, 4))
 
-    assert (2 * BLOCK, 1) == (start, len(places))
-    assert made.find("", tokens(1, 2, 3, more=1))[:2] == made.find("", tokens(1, 2, 4, more=1))[:2]
+    assert (2, 1) == (first, len(places))
+    assert made.find(of(1, 2, 3, more=1))[0][:2] == made.find(of(1, 2, 4, more=1))[0][:2]
     assert 4 == len(made)
 
 
 def test_the_same_block_behind_another_is_another() -> None:
     """Its keys and values are."""
     made = Prefixes(8)
-    made.keep("", tokens(1, 2), 2 * BLOCK)
+    made.keep(of(1, 2))
 
-    assert [] == made.find("", tokens(2, 1))
+    assert 0 == found(made, 2, 1)
 
 
 def test_what_was_not_used_longest_goes_first() -> None:
     """And from its end: what is left of a prefix is a prefix."""
     made = Prefixes(4)
-    made.keep("", tokens(1, 2), 2 * BLOCK)
-    made.keep("", tokens(3, 4), 2 * BLOCK)
-    made.find("", tokens(1, 2, more=1))
-    made.keep("", tokens(5), BLOCK)
+    made.keep(of(1, 2))
+    made.keep(of(3, 4))
+    made.find(of(1, 2, more=1))
+    made.keep(of(5))
 
-    assert [2, 1, 1] == [len(made.find("", tokens(*t, more=1))) for t in ((1, 2), (3, 4), (5,))]
+    assert [2, 1, 1] == [found(made, *blocks) for blocks in ((1, 2), (3, 4), (5,))]
 
 
 def test_a_prompt_longer_than_the_pool_keeps_its_beginning() -> None:
     """It does not push itself out."""
     made = Prefixes(2)
-    _, places = made.keep("", tokens(1, 2, 3, 4), 4 * BLOCK)
+    _, places, _ = made.keep(of(1, 2, 3, 4))
 
-    assert 2 == len(places) == len(made.find("", tokens(1, 2, 3, 4)))
+    assert 2 == len(places) == found(made, 1, 2, 3, 4)
 
 
 def test_without_places_nothing_is_kept() -> None:
     """A cache that is switched off costs nothing and finds nothing."""
     made = Prefixes(0)
 
-    assert (0, []) == made.keep("", tokens(1, 2), 2 * BLOCK)
-    assert [] == made.find("", tokens(1, 2))
+    assert (0, [], []) == made.keep(of(1, 2))
+    assert 0 == found(made, 1, 2)
+
+
+TENANT = st.sampled_from("ab")
+BLOCKS = st.lists(st.integers(1, 2), max_size=7)
 
 
 class PrefixMachine(RuleBasedStateMachine):
-    """Against a pool that remembers what was copied to each place."""
+    """Against a pool and a shelf that hold what was copied to them; the engine stops and starts again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.made = Prefixes(PLACES)
-        self.pool: dict[int, tuple[str, list[int]]] = {}
+        self.folder = TemporaryDirectory()
+        self.pool: dict[int, list[int]] = {}
+        self.boot()
+
+    def boot(self) -> None:
+        like = np.empty(9 * BLOCK, np.uint32)
+        self.shelf = FileShelf(Path(self.folder.name), 4096 + 8 * (64 + like.nbytes), "k", like)
+        self.made = Prefixes(PLACES, self.shelf)
+
+    def contents(self, tenant: str, tokens: list[int]) -> list[int]:
+        """Of a block: all that came before it, and whose it was."""
+        return [*([ord(tenant)] * BLOCK), *tokens, *([0] * 8 * BLOCK)][: 9 * BLOCK]
 
     @rule(
         tenant=st.sampled_from("ab"), blocks=st.lists(st.integers(1, 2), max_size=7), more=st.integers(0, 3)
     )
     def keep(self, tenant: str, blocks: list[int], more: int) -> None:
-        given = tokens(*blocks, more=more)
-        start, places = self.made.keep(tenant, given, len(given))
+        given = of(*blocks, more=more, tenant=tenant)
+        first, places, going = self.made.keep(given)
+        for name, place in going:
+            self.shelf.put(name, np.array(self.pool[place], np.uint32))
         for i, place in enumerate(places):
-            self.pool[place] = tenant, given[: start + (i + 1) * BLOCK]
+            self.pool[place] = self.contents(tenant, given.tokens[: (first + i + 1) * BLOCK])
 
     @rule(
         tenant=st.sampled_from("ab"), blocks=st.lists(st.integers(1, 2), max_size=7), more=st.integers(0, 3)
     )
     def find(self, tenant: str, blocks: list[int], more: int) -> None:
-        given = tokens(*blocks, more=more)
-        places = self.made.find(tenant, given)
-        for i, place in enumerate(places):
-            assert (tenant, given[: (i + 1) * BLOCK]) == self.pool[place]
-        assert len(places) * BLOCK < max(1, len(given))
+        given = of(*blocks, more=more, tenant=tenant)
+        places, contents = self.made.find(given)
+        read = [self.pool[place] for place in places] + [content.tolist() for content in contents]
+        for i, content in enumerate(read):
+            assert self.contents(tenant, given.tokens[: (i + 1) * BLOCK]) == content
+        assert len(read) * BLOCK < max(1, len(given.tokens))
+        assert not contents or len(contents) >= LEAST
+
+    @rule(orderly=st.booleans())
+    def restart(self, orderly: bool) -> None:
+        if orderly:
+            for name, place in self.made.placed():
+                self.shelf.put(name, np.array(self.pool[place], np.uint32))
+        self.shelf.close()
+        self.pool.clear()
+        self.boot()
 
     @invariant()
     def a_place_has_one_block(self) -> None:
-        places = list(self.made.places())
+        places = [place for _, place in self.made.placed()]
         assert len(places) == len(set(places)) == len(self.made) <= PLACES
+        assert len(self.shelf) <= 8
+
+    def teardown(self) -> None:
+        self.shelf.close()
+        self.folder.cleanup()
 
 
 TestPrefixes = PrefixMachine.TestCase
-TestPrefixes.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestPrefixes.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

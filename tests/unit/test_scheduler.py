@@ -1,12 +1,14 @@
 """The scheduler: decode first, one bounded chunk beside it, no slot lost."""
 
+from collections.abc import Iterable
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from millrace.messages import Sampling
-from services.engine.prefix import BLOCK, Prefixes
-from services.engine.scheduler import Chunk, Keep, Scheduler, Step
+from services.engine.prefix import BLOCK, LEAST, Prefixes
+from services.engine.scheduler import Chunk, Copy, Fetch, Keep, Load, Scheduler, Shelve, Step
 from services.engine.sequence import Sequence
 
 
@@ -64,22 +66,51 @@ def test_a_granted_sequence_goes_on_after_what_was_committed() -> None:
     assert ("a", 4, 2, 52, "") == (output.request, output.epoch, output.index, output.token, output.finish)
 
 
+class DictShelf:
+    def __init__(self) -> None:
+        self.held: dict[bytes, list[int]] = {}
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self.held
+
+    def take(self, name: bytes) -> list[int] | None:
+        return self.held.get(name)
+
+    def touch(self, name: bytes) -> None:
+        pass
+
+
 class Memory:
     """What a model's slots and pool would hold, token for token: a block with all that came before it."""
 
     def __init__(self, slots: int):
         self.slots: list[list[int]] = [[] for _ in range(slots)]
         self.pool: dict[int, list[int]] = {}
+        self.shelf = DictShelf()
+        self.fetched = 0
+
+    def copy(self, copies: Iterable[Copy]) -> None:
+        for copy in copies:
+            match copy:
+                case Keep(slot, start, places):
+                    for i, place in enumerate(places):
+                        self.pool[place] = self.slots[slot][: start + (i + 1) * BLOCK]
+                case Load(slot, start, places):
+                    self._take(slot, start, [self.pool[place] for place in places])
+                case Fetch(slot, start, contents):
+                    self._take(slot, start, contents)
+                    self.fetched += len(contents)
+                case Shelve(name, place):
+                    self.shelf.held[name] = self.pool[place]
+
+    def _take(self, slot: int, start: int, blocks: list[list[int]]) -> None:
+        for i, block in enumerate(blocks):
+            end = start + (i + 1) * BLOCK
+            assert len(block) == end and self.slots[slot][: end - BLOCK] == block[:-BLOCK]
+            self.slots[slot] = list(block)
 
     def run(self, step: Step) -> None:
-        for copy in step.copies:
-            for i, place in enumerate(copy.places):
-                end = copy.start + (i + 1) * BLOCK
-                if isinstance(copy, Keep):
-                    self.pool[place] = self.slots[copy.slot][:end]
-                else:
-                    assert self.slots[copy.slot][: end - BLOCK] == self.pool[place][:-BLOCK]
-                    self.slots[copy.slot] = list(self.pool[place])
+        self.copy(step.copies)
         for swap in step.swaps:
             held = self.slots
             held[swap.first], held[swap.second] = (
@@ -155,6 +186,33 @@ def test_a_resumed_sequence_takes_what_is_known_of_its_answer() -> None:
     assert 17 == again.cached  # a whole block, and one of the four tokens behind it
 
 
+def test_what_has_no_place_any_more_comes_from_the_shelf() -> None:
+    """It is not computed again; but a few blocks are not worth the way."""
+    memory = Memory(2)
+    scheduler = Scheduler(2, 64, Prefixes(LEAST, memory.shelf))
+    for begin in (100, 200, 100):
+        last = of(list(range(begin, begin + LEAST * BLOCK + 1)), f"{begin}", max_tokens=2)
+        scheduler.add(last)
+        computed = drained(scheduler, memory)
+    few = of([*range(200, 200 + BLOCK * (LEAST - 1)), 1], "few")
+    scheduler.add(few)
+    drained(scheduler, memory)
+
+    assert (2, LEAST, LEAST * BLOCK) == (computed, memory.fetched, last.cached)
+    assert 0 == few.cached
+
+
+def test_what_is_kept_is_put_away_at_the_end() -> None:
+    """With what no step has copied yet."""
+    memory = Memory(2)
+    scheduler = Scheduler(2, 64, Prefixes(8, memory.shelf))
+    scheduler.add(of(list(range(40)), "a"))
+    drained(scheduler, memory)
+    memory.copy(scheduler.put_away())
+
+    assert [16, 32] == sorted(len(content) for content in memory.shelf.held.values())
+
+
 def test_another_tenant_finds_nothing() -> None:
     """Neither the time a prompt takes nor its usage tells that somebody else has sent it before."""
     scheduler, memory = Scheduler(2, 64, Prefixes(64)), Memory(2)
@@ -177,15 +235,15 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prefixes = Prefixes(6)
-        self.scheduler = Scheduler(3, 20, self.prefixes)
         self.memory = Memory(3)
+        self.prefixes = Prefixes(6, self.memory.shelf)
+        self.scheduler = Scheduler(3, 20, self.prefixes)
         self.live: dict[str, Sequence] = {}
         self.count = 0
 
     @rule(
         kind=st.integers(1, 2),
-        prompt=st.integers(1, 50),
+        prompt=st.integers(1, 90),
         granted=st.booleans(),
         max_tokens=st.integers(1, 20),
         tenant=st.sampled_from("ab"),
@@ -240,7 +298,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def kept_blocks_fit_their_places(self) -> None:
-        places = list(self.prefixes.places())
+        places = [place for _, place in self.prefixes.placed()]
         assert len(places) == len(set(places)) <= 6
 
 

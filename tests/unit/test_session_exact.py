@@ -1,5 +1,6 @@
 """A sequence's logits are the same bits alone and in company, decoded and prefilled, in any slot."""
 
+import itertools
 import random
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from millrace.convert import card, convert
+from millrace.convert import calibrate, card, convert
 from millrace.convert.card import Quant
+from millrace.convert.network import Linear, Plan
 from millrace.messages import Sampling
 from services.engine import prepare
 from services.engine.prefix import BLOCK, Prefixes
@@ -16,6 +18,7 @@ from services.engine.sample import Candidates, choose
 from services.engine.scheduler import Chunk, Scheduler, Step
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
+from services.engine.shelf import FileShelf
 from tests.kit.checkpoint import write_checkpoint
 from tests.kit.models import FAMILIES
 
@@ -33,7 +36,7 @@ class Witness:
         self._model = model
         self.seen: dict[tuple[str, int], Logits] = {}
         self.joined: list[Sequence] = []
-        self.swaps = 0
+        self.swaps = self.restored = 0
 
     def run(self, step: Step) -> Candidates:
         candidates = self._model.run(step)
@@ -68,7 +71,8 @@ def together(
     """All requests in one engine: they join late, are granted late, are dropped, resume part way, and share
     what they begin with in a pool that is too small for them."""
     witness = Witness(model)
-    scheduler = Scheduler(SLOTS, rng.choice([1, 7, 32, 90, 300]), Prefixes(model.places))
+    prefixes = Prefixes(model.places, model.shelf)
+    scheduler = Scheduler(SLOTS, rng.choice([1, 7, 32, 90, 300]), prefixes)
     coming = list(wishes)
     rng.shuffle(coming)
     ungranted: dict[str, list[int]] = {}
@@ -96,12 +100,17 @@ def together(
         step = scheduler.schedule()
         if step is None:
             if not alive and not coming:
+                witness.restored = prefixes.counts["prefixes_restored"]
                 return witness
             continue
         found = witness.run(step)
         for output in scheduler.postprocess(step, choose(found, step.samples) if step.samples else []):
             if output.finish:
                 alive.discard(output.request)
+
+
+def mix(plan: Plan, linear: Linear, kernel: str) -> None:
+    plan.kernels[linear.name] = kernel
 
 
 @pytest.mark.parametrize(
@@ -114,12 +123,22 @@ def together(
         ("loud keys", "int8"),
         ("gemma2", "int8"),
         ("gemma3", "int4"),
+        ("mixed", "int8"),
+        ("mixed", "int4"),
     ],
 )
-def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: Quant) -> None:
-    """Through the real scheduler, with joins, late grants, drops, resumes and shared prefixes."""
+def test_logits_do_not_depend_on_company(
+    tmp_path: Path, family: str, quant: Quant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the real scheduler, with joins, late grants, drops, resumes and shared prefixes; in every
+    arithmetic."""
+    if family == "mixed":
+        family, kernels = "llama2", itertools.cycle([quant, "wide", "int8", "fine"])
+        monkeypatch.setattr(
+            calibrate, "arithmetic", lambda a, plan, linear, x: mix(plan, linear, next(kernels))
+        )
     write_checkpoint(tmp_path / "hub", FAMILIES[family])
-    folder = convert(tmp_path / "hub", tmp_path / "model", quant)
+    folder = convert(tmp_path / "hub", tmp_path / "model", quant, accept=True)
     graphs = prepare.prepared(folder, tmp_path)
     model = OrtModel(
         folder,
@@ -130,6 +149,7 @@ def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: Qua
         graphs=graphs,
         prefix_bytes=30 * BLOCK * card.load(folder).token_bytes,
     )
+    model.shelf = FileShelf(tmp_path / "shelf", 100 * model.block.nbytes, model.kind, model.block)
     rng = random.Random(7)
     lengths = [1, 2, 5, 31, 32, 33, 64, 100, 257, 500]
     wishes = {
@@ -144,17 +164,18 @@ def test_logits_do_not_depend_on_company(tmp_path: Path, family: str, quant: Qua
         prompt = [*wishes[name][0], *tokens[name], 5, 6, 7]
         wishes[f"{name} again"] = prompt, 20
     tokens, expected = alone(model, wishes, 64)
-    swaps = cached = 0
+    swaps = cached = restored = 0
     for seed in range(6):
         witness = together(model, wishes, tokens, random.Random(seed))
         swaps += witness.swaps
+        restored += witness.restored
         cached += sum(made.cached for made in witness.joined)
         differing = [
             key for key, seen in witness.seen.items() if not np.array_equal(seen, expected.seen[key])
         ]
 
         assert [] == differing, f"{len(differing)} of {len(witness.seen)}, seed {seed}"
-    assert swaps > 0 and cached > 500
+    assert swaps > 0 and cached > 500 and restored > 0
 
     for name, (prompt, answers) in wishes.items():
         whole = sequence(name, prompt, answers + 1, tokens[name][:-1], 1)

@@ -53,7 +53,7 @@ def test_prepared_graphs_give_the_same_bits(tmp_path: Path, family: str) -> None
 def test_other_quantisations_are_not_packed(tmp_path: Path, quant: Quant) -> None:
     """ONNX Runtime cannot read their packed weights back."""
     write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
-    folder = convert(tmp_path / "hub", tmp_path / "model", quant)
+    folder = convert(tmp_path / "hub", tmp_path / "model", quant, accept=True)
 
     assert prepare.prepared(folder, tmp_path / "cache") is None
 
@@ -93,7 +93,7 @@ def test_the_engine_takes_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """As the Hub has it, or converted; its first steps run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
-    ours = convert(hub, tmp_path / "ours", quant)
+    ours = convert(hub, tmp_path / "ours", quant, accept=True)
     for folder in (hub, ours):
         actor.warm_up(actor.real(models.find(str(folder)), settings.Engine(slots=2, max_len=64)))
 

@@ -119,7 +119,7 @@ SCRIPT: dict[str, list[Saying]] = {
 
 def test_parts_are_deltas() -> None:
     """One chunk a part, neighbours of a kind together; a call, then its arguments; the end says why."""
-    events = Events(HEAD, "chat", 7, token_ids=True, speech=Speech(Scripted(SCRIPT)))
+    events = Events(HEAD, "chat", 7, token_ids=True, speeches=[Speech(Scripted(SCRIPT))])
     raw = events.of(said(*SCRIPT))
     *told, done = chunks(raw)
     choices = [chunk["choices"][0] for chunk in told]
@@ -145,7 +145,9 @@ def called(**what: Any) -> dict[str, Any]:
 
 async def test_a_whole_answer_is_what_its_deltas_add_up_to() -> None:
     """Content, reasoning and calls, from the same parts."""
-    raw = await whole(ScriptedAnswer([said(*SCRIPT)]), HEAD, "chat", Speech(Scripted(SCRIPT)), token_ids=True)
+    raw = await whole(
+        ScriptedAnswer([said(*SCRIPT)]), HEAD, "chat", [Speech(Scripted(SCRIPT))], token_ids=True
+    )
     answer = json.loads(raw)
     function = {"name": "look", "arguments": '{"a":"\u2028"}'}
 
@@ -167,7 +169,7 @@ async def test_a_whole_answer_is_what_its_deltas_add_up_to() -> None:
 def test_an_answer_cut_off_in_a_call_says_so() -> None:
     """A call that max_tokens cut is not one to be made: the reason is the length."""
     pieces = said("so", "end", finish="length")
-    *_, last, _done = chunks(Events(HEAD, "chat", 7, speech=Speech(Scripted(SCRIPT))).of(pieces))
+    *_, last, _done = chunks(Events(HEAD, "chat", 7, speeches=[Speech(Scripted(SCRIPT))]).of(pieces))
 
     assert "length" == last["choices"][0]["finish_reason"]
 

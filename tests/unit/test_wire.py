@@ -25,6 +25,11 @@ def chat(**params: Any) -> Ask:
 
 
 def text(**params: Any) -> Ask:
+    (ask,) = texts(**params)
+    return ask
+
+
+def texts(**params: Any) -> list[Ask]:
     body = json.dumps({"model": "sim", "prompt": "hello"} | params).encode()
     return admit.completion(wire.read(wire.TextBody, body), VISIT)
 
@@ -118,9 +123,6 @@ def test_parameters_without_effect() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("logprobs", True),
-        ("top_logprobs", 1),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("response_format", {"type": "json_object"}),
@@ -135,12 +137,77 @@ def test_missing_features_are_refused(name: str, value: object) -> None:
     assert (name, f"This value of '{name}' is not supported.") == (failure.param, failure.message)
 
 
-@pytest.mark.parametrize("name", ["echo", "suffix", "best_of", "logprobs"])
-def test_missing_features_of_completions_are_refused(name: str) -> None:
-    """So are those of the older route; `logprobs: 0` asks for one there."""
-    value = {"echo": True, "suffix": "x", "best_of": 2, "logprobs": 0}[name]
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"suffix": "x"}, "suffix"),
+        ({"echo": True, "logprobs": 0}, "echo"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 129}, "best_of"),
+        ({"logprobs": 6}, "logprobs"),
+    ],
+)
+def test_what_completions_cannot_be_asked_for(params: dict[str, Any], name: str) -> None:
+    """So are those of the older route, and what makes no sense together."""
     with pytest.raises(Failure) as caught:
-        text(**{name: value})
+        texts(**params)
+
+    assert name == caught.value.param
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, -1),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 0}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+        ({"logprobs": False, "top_logprobs": 0}, -1),
+    ],
+)
+def test_logprobs_of_a_chat(asked: dict[str, Any], told: int) -> None:
+    """Of a token alone, of the likeliest ones too, or none."""
+    assert told == chat(**asked).logprobs
+
+
+def test_top_logprobs_need_logprobs() -> None:
+    """As with OpenAI: without them it would be a wish without an effect."""
+    assert "top_logprobs" == refusal(with_literal("top_logprobs", "1")).param
+
+
+def test_logprobs_of_a_completion() -> None:
+    """Here a number asks for them, even 0; and to find the best of several they are needed too."""
+    told = [text(**asked).logprobs for asked in ({}, {"logprobs": 0}, {"logprobs": 5}, {"best_of": 2})]
+
+    assert [-1, 0, 5, 0] == told
+
+
+def test_choices_share_all_but_their_seeds() -> None:
+    """The first is what a request for one would be; the others' seeds depend on the request's alone."""
+    (ask,) = texts(seed=7)
+    first, *others = admit.choices([ask], 4)
+
+    assert ask == first
+    assert [admit.sibling_seed(7, i) for i in range(1, 4)] == [other.sampling.seed for other in others]
+    assert 4 == len({choice.sampling.seed for choice in (first, *others)})
+    assert {id(ask.input)} == {id(choice.input) for choice in (first, *others)}
+
+
+def test_sibling_seeds_never_change() -> None:
+    """Clients may ask for one of several answers again."""
+    assert [7, 4076770354369271989, 2**63 - 1] == [
+        admit.sibling_seed(7, 0),
+        admit.sibling_seed(7, 1),
+        admit.sibling_seed(2**63 - 1, 0),
+    ]
+
+
+@pytest.mark.parametrize(("prompts", "each", "name"), [(1, 129, "n"), (43, 3, "n"), (129, 1, "prompt")])
+def test_choices_have_a_bound(prompts: int, each: int, name: str) -> None:
+    """Over all prompts of a request."""
+    with pytest.raises(Failure) as caught:
+        admit.choices(texts(prompt=["a"] * prompts), each)
 
     assert name == caught.value.param
 
@@ -355,11 +422,19 @@ def test_prompt_forms(prompt: object, expected: Text | Ids) -> None:
     assert expected == text(prompt=prompt).input
 
 
-@pytest.mark.parametrize("prompt", [[], [[]], ["a", "b"], [[1], [2]], [1, "a"]])
-def test_prompts_that_are_not_one(prompt: object) -> None:
+def test_several_prompts() -> None:
+    """Strings, or lists of token ids: each is a prompt."""
+    assert [Text("a"), Text("b")] == [ask.input for ask in texts(prompt=["a", "b"])]
+    assert [Ids([1]), Ids([2, 3])] == [ask.input for ask in texts(prompt=[[1], [2, 3]])]
+
+
+@pytest.mark.parametrize(
+    "prompt", [[], [[]], [[1], []], [1, "a"], ["a", 1], ["a", [1]], [[1], "a"], [[1], 2]]
+)
+def test_prompts_that_are_none(prompt: object) -> None:
     """Anything else is refused by the name of prompt."""
     with pytest.raises(Failure) as caught:
-        text(prompt=prompt)
+        texts(prompt=prompt)
 
     assert "prompt" == caught.value.param
 

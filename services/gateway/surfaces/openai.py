@@ -17,9 +17,8 @@ from millrace import __version__
 from services.gateway import admit, wire
 from services.gateway.counter import Counter, Order, at, told
 from services.gateway.desk import Answer, Ask, Model
-from services.gateway.speech import Speech
+from services.gateway.speech import Speech, listen
 from services.gateway.stream import Events, Head
-from services.gateway.visit import Visit
 from services.gateway.whole import whole
 
 Shape = Literal["chat", "text"]
@@ -29,12 +28,16 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
     def chat(raw: bytes, scope: Scope) -> Order:
         body = wire.read(wire.ChatBody, raw)
         model = counter.known(body.model)
-        return _order("chat", admit.chat(body, Visit.of(scope)), body, model)
+        asks = admit.choices([admit.chat(body, **counter.terms(scope))], body.n or 1)
+        return _order("chat", asks, body, model, with_logprobs=bool(body.logprobs))
 
     def completion(raw: bytes, scope: Scope) -> Order:
         body = wire.read(wire.TextBody, raw)
         model = counter.known(body.model)
-        return _order("text", admit.completion(body, Visit.of(scope)), body, model)
+        n = body.n or 1
+        asks = admit.choices(admit.completion(body, **counter.terms(scope)), body.best_of or n)
+        told = body.logprobs is not None
+        return _order("text", asks, body, model, with_logprobs=told, best=(n, body.best_of or n))
 
     @get("/v1/models")
     async def models() -> ASGIApp:
@@ -52,9 +55,20 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
     ]
 
 
-def _order(shape: Shape, ask: Ask, body: wire.Body, model: Model) -> Order:
+def _order(
+    shape: Shape,
+    asks: list[Ask],
+    body: wire.Body,
+    model: Model,
+    *,
+    with_logprobs: bool,
+    best: tuple[int, int] = (1, 1),
+) -> Order:
     options = body.stream_options or wire.StreamOptions()
     token_ids = bool(body.return_token_ids)
+
+    def speeches(job: Answer, first: Speech) -> list[Speech]:
+        return [first, *(listen(ask, model, job) for ask in asks[1:])]
 
     def events(job: Answer, speech: Speech) -> Events:
         return Events(
@@ -64,14 +78,31 @@ def _order(shape: Shape, ask: Ask, body: wire.Body, model: Model) -> Order:
             include_usage=bool(options.include_usage),
             continuous_usage=bool(options.continuous_usage_stats),
             token_ids=token_ids,
-            speech=speech,
+            logprobs=with_logprobs,
+            speeches=speeches(job, speech),
+            echoes=job.echoes,
         )
 
     async def all_of(job: Answer, speech: Speech) -> bytes:
         head = _head(shape, job, model, streamed=False)
-        return await whole(job, head, shape, speech, token_ids=token_ids)
+        return await whole(
+            job,
+            head,
+            shape,
+            speeches(job, speech),
+            token_ids=token_ids,
+            with_logprobs=with_logprobs,
+            best=best,
+        )
 
-    return Order(ask=ask, model=model, streamed=bool(body.stream), events=events, whole=all_of)
+    return Order(
+        ask=asks[0],
+        more=asks[1:],
+        model=model,
+        streamed=bool(body.stream),
+        events=events,
+        whole=all_of,
+    )
 
 
 def _card(model: Model) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""What the gateway shows of itself: a request's trace and its one log line, made when it has ended."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from millrace import messages as m
+from millrace.errors import MEANINGS, Code
+from millrace.logs import fields
+from millrace.otel import Otel, SpanExport
+from millrace.outlet import Outlet
+from millrace.settings import Gateway
+from millrace.spans import Process, Span
+from millrace.subjects import Role
+from millrace.telemetry import trace_of, wall
+from millrace.tracefile import TraceFile
+from services.gateway.entry import Entry
+from services.gateway.journey import Journey, Journeys, Stay
+from services.gateway.visit import Visit
+
+CLOSE_S = 0.5
+"""What a way out may take at the end, whatever is behind it."""
+
+log = logging.getLogger("millrace.request")
+
+
+class Sight:
+    def __init__(self, id: str, given: Gateway, env: Mapping[str, str]):
+        otel = Otel.of(env)
+        self._otel = otel
+        self._content = given.trace_content
+        self._journeys = Journeys(Process(Role.GATEWAY, id), content=given.trace_content)
+        self._outlets: list[Outlet[list[Span]]] = []
+        if given.trace_file and otel.ratio:
+            file = TraceFile(Path(given.trace_file), otel.resource)
+            self._outlets.append(Outlet("trace file", file.write, size=otel.queue))
+        if otel.traces and otel.ratio:
+            export = SpanExport(otel)
+            self._outlets.append(Outlet("OTLP traces", export, size=otel.queue, pause_s=otel.traces_every_s))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {
+            "traces_dropped": sum(outlet.dropped for outlet in self._outlets),
+            "traces_failed": sum(outlet.failed for outlet in self._outlets),
+        }
+
+    def sampled(self) -> bool:
+        return bool(self._outlets) and self._otel.sampled()
+
+    # -- what happens
+
+    def arrived(self, visit: Visit) -> None:
+        self._journeys.arrived(visit)
+
+    def opened(self, entry: Entry, asked_on: str, now: float) -> Journey:
+        if self._content:
+            entry.heard = []
+        return self._journeys.opened(entry, asked_on, now)
+
+    def journey(self, request: str) -> Journey | None:
+        return self._journeys.of(request)
+
+    def told(self, hops: m.Hops) -> None:
+        process = Process(hops.role, hops.id)
+        if not hops.request:
+            for hop in hops.hops:
+                self._put([self._journeys.step(process, hop)])
+        elif journey := self._journeys.of(hops.request):
+            journey.told(process, hops.hops)
+
+    def granted(self, granted: m.Granted, engine: str, now: float) -> None:
+        if journey := self._journeys.of(granted.request):
+            journey.granted(granted, engine, now)
+
+    def lost(self, request: str, reason: str, now: float) -> None:
+        if journey := self._journeys.of(request):
+            journey.lost(reason, now)
+
+    def ended(self, entry: Entry, now: float) -> None:
+        if stay := self._journeys.ended(entry.request, now):
+            _say(stay)
+
+    def left(self, visit: Visit, now: float) -> None:
+        if stay := self._journeys.left(visit, now):
+            _say(stay)
+
+    # -- what is made of it
+
+    def tick(self, now: float) -> None:
+        offset = wall(0.0)
+        for stay in self._journeys.due(now):
+            if made := self._journeys.trace(stay, offset):
+                self._put(made)
+
+    def _put(self, trace: list[Span]) -> None:
+        for outlet in self._outlets:
+            outlet.put(trace)
+
+    def close(self) -> None:
+        self.tick(float("inf"))
+        for outlet in self._outlets:
+            outlet.close(CLOSE_S)
+
+
+def _say(stay: Stay) -> None:
+    """The one line of a request. What only looked at us is said to those who look closely."""
+    visit = stay.visit
+    if visit is None:
+        return
+    journeys = stay.journeys
+    entries = [journey.entry for journey in journeys]
+    firsts = [entry.first_at for entry in entries if entry.first_at]
+    failures = [entry.failure.code for entry in entries if entry.failure]
+    if visit.failure:
+        failures.insert(0, visit.failure.code)
+    ends = [journey.finish for journey in journeys] or failures
+    quiet = visit.method in ("GET", "HEAD") and not journeys
+    ended = max([visit.left_at, *(journey.ended_at for journey in journeys)])
+    log.log(
+        logging.DEBUG if quiet else logging.INFO,
+        "request ended",
+        extra=fields(
+            request=visit.request_id.decode(),
+            trace=trace_of(visit.traceparent),
+            jobs=[entry.request for entry in entries],
+            tenant=visit.tenant.name,
+            method=visit.method,
+            route=visit.route,
+            model=entries[0].model if entries else "",
+            status=visit.status or MEANINGS[Code.CANCELLED].status,
+            finish=ends[0] if ends else "",
+            prompt_tokens=sum(entry.prompt_tokens for entry in entries),
+            tokens=sum(len(entry.committed) for entry in entries),
+            ttft_ms=round((min(firsts) - visit.began) * 1e3, 1) if firsts else None,
+            duration_ms=round((ended - visit.began) * 1e3, 1),
+            attempts=sum(len(journey.attempts) for journey in journeys),
+            bytes=visit.sent,
+        ),
+    )

@@ -1,0 +1,32 @@
+"""Every HTTP exchange is seen from its first byte to its last."""
+
+import time
+
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.gateway.connection import connection_of
+from services.gateway.desk import Watch
+from services.gateway.visit import Visit
+
+
+def watched(app: ASGIApp, watch: Watch) -> ASGIApp:
+    async def exchange(scope: Scope, receive: Receive, send: Send) -> None:
+        visit = Visit.begin(scope, sampled=watch.sampled())
+        connection = connection_of(scope)
+        pushed = connection.pushed if connection else 0
+
+        async def sending(message: Message) -> None:
+            began = time.monotonic()
+            await send(message)
+            visit.said(message, began, time.monotonic())
+
+        watch.arrived(visit)
+        try:
+            await app(scope, receive, sending)
+        finally:
+            visit.left_at = time.monotonic()
+            visit.sent += connection.pushed - pushed if connection else 0
+            visit.route = str(scope.get("path_template") or "")
+            watch.left(visit)
+
+    return exchange

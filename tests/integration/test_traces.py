@@ -1,0 +1,248 @@
+"""Where the time of a request went, from outside: the trace file, an OTLP collector, the log."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from millrace import tracefile, waterfall
+from millrace.waterfall import Row, Trace
+from tests.kit.client import Answer, ask
+from tests.kit.collector import Collector, collecting
+from tests.kit.service import Service
+
+BODY = {
+    "model": "sim",
+    "messages": [{"role": "user", "content": "hello"}],
+    "ignore_eos": True,
+    "stream": True,
+}
+FAR = "http://127.0.0.1:9"  # the discard port: nobody listens
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with collecting() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def service(collector: Collector) -> Iterator[Service]:
+    env = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-key=abc",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test",
+    }
+    made = asyncio.run(Service.start(env=env, engines=2))
+    yield made
+    asyncio.run(made.stop())
+
+
+def until(found: Callable[[], Any], limit: float = 10.0) -> Any:
+    end = time.monotonic() + limit
+    while not (got := found()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+    return got
+
+
+def trace_of(service: Service, answer: Answer) -> Trace:
+    """As the file has it."""
+
+    def find() -> Trace | None:
+        traces = (waterfall.parsed(line) for line in tracefile.read(service.folder))
+        return waterfall.named((t for t in traces if t), answer.headers["x-trace-id"])
+
+    found: Trace = until(find)
+    return found
+
+
+def steps(service: Service) -> list[Trace]:
+    traces = (waterfall.parsed(line) for line in tracefile.read(service.folder))
+    return [t for t in traces if t and t.is_step]
+
+
+def gaps(trace: Trace) -> list[float]:
+    """The shares of the request's time that no hop accounts for. What only lies around hops is none."""
+    parents = {row.parent for row in trace.rows}
+    whole = trace.top
+    hops = [row for row in trace.rows if row.id not in parents and row.name != "stream"]
+    at, found = whole.began, []
+    for row in sorted(hops, key=lambda row: row.began):
+        found.append((row.began - at) / whole.ms)
+        at = max(at, row.ended)
+    return [*found, (whole.ended - at) / whole.ms]
+
+
+def names(trace: Trace) -> list[str]:
+    return [row.name for row in sorted(trace.rows, key=lambda row: (row.began, -row.ended))]
+
+
+def row(trace: Trace, name: str, nth: int = 0) -> Row:
+    return [row for row in sorted(trace.rows, key=lambda row: row.began) if row.name == name][nth]
+
+
+async def test_every_hop_is_in_one_trace(service: Service, collector: Collector) -> None:
+    """A streamed request's hops follow each other, and no twentieth of its time is unaccounted for."""
+    answer = await ask(service.url, {**BODY, "max_tokens": 150})
+    trace = trace_of(service, answer)
+    order = ["POST /v1/chat/completions", "chat sim", "admit", "tokenize", "publish", "broker wait"]
+    order += ["attempt 1", "claim", "prefill", "decode", "detokenize"]
+    began = [row(trace, name).began for name in order]
+    top = trace.top
+
+    assert "" == answer.failure
+    assert {*order, "stream"} == {row.name for row in trace.rows}
+    assert began == sorted(began)
+    assert {answer.headers["x-trace-id"]} == {row.trace for row in trace.rows}
+    assert [] == [gap for gap in gaps(trace) if gap > 0.05]
+    assert "length" in row(trace, "chat sim").attributes["gen_ai.response.finish_reasons"]
+    assert 150 == row(trace, "chat sim").attributes["gen_ai.usage.output_tokens"]
+    assert row(trace, "stream").attributes["millrace.bytes"] > 1000
+    assert row(trace, "prefill").marks and row(trace, "decode").marks
+    assert top.id == answer.headers["traceparent"].split("-")[2]
+
+    links = [link for step in steps(service) for link in step.top.links if link["traceId"] == top.trace]
+    assert {row(trace, "chat sim").id} == {link["spanId"] for link in links}
+
+    ids = {row.id for row in trace.rows}
+    until(lambda: ids <= {span.span_id.hex() for span in collector.spans})
+    assert "abc" == collector.headers["x-key"]
+
+
+async def test_a_fail_over_is_in_the_same_trace(service: Service) -> None:
+    """Both attempts, joined by a link that says why, and still no gap."""
+    answer = Answer(0.0)
+    asked = asyncio.create_task(ask(service.url, {**BODY, "max_tokens": 500}, answer=answer))
+    async with asyncio.timeout(20):
+        while not (len(answer.events) > 60 and (busy := [e for e in await service.rows("engine") if e.load])):
+            await asyncio.sleep(0.02)
+    os.kill(busy[0].pid, signal.SIGKILL)
+    await asked
+    trace = trace_of(service, answer)
+    first, second = row(trace, "attempt 1"), row(trace, "attempt 2")
+
+    assert "" == answer.failure
+    assert ("died", first.id) == (second.links[0]["attributes"]["millrace.reason"], second.links[0]["spanId"])
+    assert first.attributes["millrace.engine"] != second.attributes["millrace.engine"]
+    assert first.failed and not second.failed
+    assert 500 == first.attributes["millrace.tokens"] + second.attributes["millrace.tokens"]
+    assert [] == [gap for gap in gaps(trace) if gap > 0.05]
+
+    await service.settled({"engine": 2})
+
+
+async def test_the_client_is_parent_but_does_not_decide(service: Service) -> None:
+    """Its trace goes on whatever it says of sampling; a trace header that is not one starts nothing."""
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    async with httpx.AsyncClient(base_url=service.url) as http:
+
+        async def sent(**headers: str) -> str:
+            body = {**BODY, "stream": False, "max_tokens": 2}
+            reply = await http.post("/v1/chat/completions", json=body, headers=headers)
+            return str(reply.headers["traceparent"])
+
+        kept = await sent(traceparent=f"00-{trace}-{span}-00", tracestate="vendor=1")
+        bad = [
+            await sent(traceparent=value, tracestate="a" * 5000)
+            for value in ("00-" + "0" * 32 + f"-{span}-01", f"00-{trace}-{span}-01" + "x" * 3000, "\x1b[31m")
+        ]
+
+    assert (trace, "01") == (kept.split("-")[1], kept.split("-")[3])
+    assert all(value.split("-")[1] not in (trace, "0" * 32) for value in bad)
+
+    def found() -> Trace | None:
+        traces = (waterfall.parsed(line) for line in tracefile.read(service.folder))
+        return waterfall.named((t for t in traces if t), trace)
+
+    assert span == until(found).top.parent
+
+
+async def test_the_command_draws_it(service: Service) -> None:
+    """`millrace trace` finds a request by the id its client has, and colours nothing in a pipe."""
+    answer = await ask(service.url, {**BODY, "max_tokens": 5})
+    trace_of(service, answer)
+
+    def drawn(*args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "millrace.cli", "trace", *args]
+        command += ["--state-dir", str(service.folder)]
+        return subprocess.run(command, env=service.env, capture_output=True, text=True, check=False)
+
+    by_id = [drawn(answer.headers["x-request-id"]), drawn(answer.chunks[0]["id"]), drawn("--slow")]
+    nobody = drawn("req_nobody")
+
+    assert by_id[0].stdout == by_id[1].stdout
+    assert all("detokenize" in each.stdout and "\x1b" not in each.stdout for each in by_id)
+    assert (1, True) == (nobody.returncode, "no trace of 'req_nobody'" in nobody.stderr)
+
+
+async def test_one_line_says_how_a_request_ended(service: Service) -> None:
+    """Each, the refused and the abandoned too; none holds what was asked, and none can be forged."""
+    secret = "a-secret-of-the-client"
+    asked = {"model": "sim", "prompt": secret, "max_tokens": 3, "ignore_eos": True}
+    cases: dict[str, dict[str, Any]] = {
+        "good": asked,
+        "no-model": {**asked, "model": "x\r\n\x1b[31m"},
+        "bad": {**asked, "temperature": -1},
+    }
+    async with httpx.AsyncClient(base_url=service.url, timeout=30) as http:
+        for name, body in cases.items():
+            headers = {"x-request-id": f"line-{name}", "authorization": f"Bearer {secret}"}
+            await http.post("/v1/completions", json=body, headers=headers)
+        with pytest.raises(httpx.ReadTimeout):
+            gone = {**asked, "max_tokens": 2000}
+            await http.post("/v1/completions", json=gone, headers={"x-request-id": "line-gone"}, timeout=0.3)
+    path = service.folder / "log" / "gateway.log"
+
+    def lines() -> list[dict[str, Any]]:
+        said = [json.loads(line) for line in path.read_text().splitlines()]
+        return [line for line in said if str(line.get("request", "")).startswith("line-")]
+
+    until(lambda: len(lines()) >= 4)
+    ends = {line["request"]: (line["status"], line["finish"], line["tokens"] > 0) for line in lines()}
+
+    assert 4 == len(lines())
+    assert ends == {
+        "line-good": (200, "length", True),
+        "line-no-model": (404, "model_not_found", False),
+        "line-bad": (400, "invalid_request", False),
+        "line-gone": (499, "cancelled", True),
+    }
+    assert secret not in path.read_text() and "\x1b" not in path.read_text()
+
+
+@pytest.mark.parametrize("what", ["down", "slow"])
+async def test_a_collector_that_fails_delays_nothing(what: str, tmp_path: Path) -> None:
+    """Requests are answered, drops are counted, and the service stops as soon as without it."""
+    with collecting(delay_s=60.0) as collector:
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url if what == "slow" else FAR,
+            "OTEL_BSP_SCHEDULE_DELAY": "10",
+            "OTEL_BSP_MAX_QUEUE_SIZE": "1",
+            "MILLRACE_DRAIN_S": "1",
+        }
+        service = await Service.start(env=env, engines=1, folder=tmp_path)
+        try:
+            body = {**BODY, "max_tokens": 3, "stream": True}
+            answers = [await ask(service.url, body) for _ in range(8)]
+            (old,) = await service.rows("gateway")
+            os.kill(old.pid, signal.SIGTERM)
+            async with asyncio.timeout(10):
+                while [row.pid for row in await service.rows("gateway")] in ([], [old.pid]):
+                    await asyncio.sleep(0.05)
+        finally:
+            await service.stop()
+        log = (tmp_path / "log" / "gateway.log").read_text()
+
+    assert [""] * 8 == [answer.failure for answer in answers]
+    assert '"message": "stopped"' in log
