@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,11 +34,19 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     verify = action("verify", _verify, "check every file of a model against its digest")
     rm = action("rm", _rm, "remove a model from the store")
     convert = action("convert", _convert, "a Hugging Face folder becomes one that the engine runs")
-    for each in (show, verify, rm):
+    measure = action("eval", _eval, "measure a model on a text, beside its original if that is there")
+    for each in (show, verify, rm, measure):
         each.add_argument("name", help="as `millrace model ls` has it, or a folder")
-    for each in (ls, show, verify):
+    for each in (ls, show, verify, measure):
         each.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
     rm.add_argument("--yes", action="store_true", help="do not ask")
+    measure.add_argument("text", type=Path, nargs="?", help="a file (default: what conversion measures on)")
+    measure.add_argument(
+        "--source",
+        type=Path,
+        metavar="FOLDER",
+        help="its original (default: the folder that it was made from)",
+    )
     pull = action("pull", _pull, "get a model from the Hugging Face Hub, and convert it")
     pull.add_argument("repo", help="org/repo, or org/repo@revision")
     _conversion(pull)
@@ -132,6 +141,27 @@ def _verify(root: Path, name: str, as_json: bool) -> int:
     return 1 if wrong else 0
 
 
+def _eval(root: Path, name: str, text: Path | None, source: Path | None, as_json: bool) -> int:
+    from millrace.convert import convert
+    from millrace.convert.evaluate import evaluate
+
+    model = models.find(name, str(root))
+    if model.simulated or model.guest:
+        kind = "simulated" if model.simulated else "a guest"
+        raise ValueError(f"{model.name} is {kind}; only what was converted is measured")
+    words = text.read_text(encoding="utf-8") if text else None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model.folder
+        if not model.converted:  # as an engine would have it
+            folder = convert(model.folder, Path(scratch) / "model", accept=True)
+        found = evaluate(folder, words, source, progress_bar())
+    if as_json:
+        _print_json({"name": model.name, **msgspec.to_builtins(found)})
+    else:
+        print(found.table())
+    return 0
+
+
 def _rm(root: Path, name: str, yes: bool) -> int:
     if name in models.stored(root) and not yes:
         if not sys.stdin.isatty():
@@ -193,8 +223,8 @@ def convert_into(
 
     began = time.monotonic()
     try:
-        text = calibrate.read_text(encoding="utf-8") if calibrate else None
-        convert(folder, out, quant, progress_bar(), cache=cache, text=text, accept=accept)
+        words = calibrate.read_text(encoding="utf-8") if calibrate else None
+        convert(folder, out, quant, progress_bar(), cache=cache, words=words, accept=accept)
     except Poor as error:
         print(error.quality.table())
         raise ValueError(f"{error}; --accept keeps it all the same") from None

@@ -12,7 +12,7 @@ from services.tokenizer.encode import Encoder
 from train.corpus import conversations
 
 SEED = -1
-TOKENS = 1100  # conversion looks at two times 512
+TOKENS = 640  # enough to tell good from bad, and little to wait for where `millrace up` converts
 LONGEST = 120  # tokens of a conversation: many subjects say more than one long one
 
 

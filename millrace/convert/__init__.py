@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
-import numpy as np
 
 from millrace import whole
-from millrace.convert import architecture, calibrate, card, quality
+from millrace.convert import architecture, calibrate, card, quality, text
 from millrace.convert.architecture import Architecture
 from millrace.convert.card import Cache, Card, Quant
 from millrace.convert.forward import Exact, Planned
@@ -31,7 +30,6 @@ from millrace.convert.graph import Graph, Store
 from millrace.convert.network import CANDIDATES, Form, Network, Plan
 from millrace.convert.quality import Quality
 from millrace.convert.safetensors import Weights
-from millrace.convert.text import TEXT
 from millrace.models import inside, read_json
 
 Progress = Callable[[int, int, str], object]  # steps done, of how many, what is done now
@@ -45,9 +43,6 @@ class Poor(ValueError):
         super().__init__(f"the result is not good: {'; '.join(faults)}")
 
 
-CALIBRATION = "calibration.txt"
-"""A folder's own text, if it has one: a model with a small world shows nothing of itself on any other."""
-
 BESIDE = (
     "config.json",
     "generation_config.json",
@@ -56,13 +51,11 @@ BESIDE = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
-    CALIBRATION,
+    text.CALIBRATION,
     "LICENSE",
 )
 """Files that the other parts of the service read, or that must travel with the weights."""
 
-TOKENS = 512  # of a text that are calibrated on, and as many that are measured on
-FEWEST = 32
 DATA = "weights.bin"
 
 
@@ -74,13 +67,13 @@ def convert(
     *,
     cache: Cache = "int8",
     max_len: int = 0,
-    text: str | None = None,
+    words: str | None = None,
     accept: bool = False,
 ) -> Path:
     """Convert a model; ValueError if it cannot be done, and then `out` does not exist.
 
-    A result that is far from the original is such an error, unless it is accepted as it is. Without a text,
-    the folder's own is taken, or ours.
+    A result that is far from the original is such an error, unless it is accepted as it is. It is chosen by,
+    and measured on, the text `words`; without one, the folder's own, or ours.
     """
     if quant not in get_args(Quant) or cache not in get_args(Cache):
         raise ValueError(f"quantisation {quant!r} with a cache of {cache!r} is not known")
@@ -92,7 +85,7 @@ def convert(
         raise ValueError(f"{folder}: the tensor lm_head.weight is missing, and the heads are not tied")
     with whole.making(out) as made:
         made.mkdir()
-        found = _write(folder, made, a, weights, quant, cache, text, progress)
+        found = _write(folder, made, a, weights, quant, cache, words, progress)
         if (faults := found.faults(quant)) and not accept:
             raise Poor(found, faults)
     return out
@@ -109,7 +102,7 @@ def _write(
     weights: Weights,
     quant: Quant,
     cache: Cache,
-    text: str | None,
+    words: str | None,
     progress: Progress,
 ) -> Quality:
     total = len(a.layers) + 1 + len(Form)
@@ -118,7 +111,7 @@ def _write(
     def step(what: str) -> None:
         progress(next(steps), total, what)
 
-    texts = texts_of(folder, text_of(folder) if text is None else text, a)
+    texts = text.halves(folder, text.of(folder) if words is None else words, a)
     plan = Plan(quant)
     digests = []
     graphs = {}
@@ -186,34 +179,3 @@ def _plan(
     found = quality.measure(texts[1], ours.logits(0), exact.logits(other))
     scratch.unlink()
     return found
-
-
-def text_of(folder: Path) -> str:
-    path = inside(folder, CALIBRATION)
-    return path.read_text(encoding="utf-8") if path.is_file() else TEXT
-
-
-def texts_of(folder: Path, text: str, a: Architecture) -> tuple[list[int], list[int]]:
-    """The text as the model reads it, in two halves: one to calibrate on and one to measure on.
-
-    A folder without a tokenizer is not for use: any tokens will do.
-    """
-    size = min(TOKENS, a.max_len)
-    path = inside(folder, "tokenizer.json")
-    if not path.is_file():
-        rng = np.random.default_rng(0)
-        return rng.integers(0, a.vocab, size).tolist(), rng.integers(0, a.vocab, size).tolist()
-    from tokenizers import Tokenizer  # noqa: PLC0415 - a second of start-up that only a conversion pays
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        begin, ids = tokenizer.encode("").ids, tokenizer.encode(text, add_special_tokens=False).ids
-    except Exception as error:  # the library raises plain Exceptions
-        raise ValueError(f"{path}: {error}") from None
-    if len(ids) < 2 * FEWEST:
-        raise ValueError(f"the text has {len(ids)} tokens, too few to calibrate on: {2 * FEWEST} are needed")
-    half = len(ids) // 2
-    first, second = (
-        [min(i, a.vocab - 1) for i in (*begin, *some)][:size] for some in (ids[:half], ids[half:])
-    )
-    return first, second

@@ -28,6 +28,10 @@ class Seen:
     linears: list[tuple[Linear, Floats]]
 
 
+State = tuple[Floats, Floats | None]
+"""A text between two layers: the residual stream, and what is yet to be added to it."""
+
+
 class Planned:
     """As a plan has it, in the weights that the model's graphs will have: `store` receives them."""
 
@@ -36,20 +40,25 @@ class Planned:
         self._weights = weights
         self._plan = plan
         self._store = store
-        self.states = embedded(a, weights, texts)
+        self._states: list[State] = [
+            (x.astype(np.float16).astype(np.float32) * np.float32(a.embed_scale), None)
+            for x in embedded(a, weights, texts)
+        ]
 
     def layer(self, i: int) -> None:
-        found = _layer(self._a, self._weights, self._plan, i, self._store, self.states)
-        self.states = [y for y, _ in found]
+        found = _layer(self._a, self._weights, self._plan, i, self._store, self._states)
+        self._states = [state for state, _ in found]
 
     def logits(self, text: int) -> Iterator[Floats]:
         """Of a text, some tokens at a time."""
         g = Graph("head", self._store)
         net = Network(g, self._a, self._weights, self._plan)
-        net.logits(g.input("x", np.float32, ["wanted", self._a.hidden]), "")
+        net.logits(*(g.input(name, np.float32, ["wanted", self._a.hidden]) for name in ("x", "delta")))
         head = opened(g, self._store)
-        for some in portions(self._a, self.states[text]):
-            yield head.run(["logits"], {"x": some})[0]
+        x, delta = self._states[text]
+        assert delta is not None
+        for rows in portions(self._a.vocab, len(x)):
+            yield head.run(["logits"], {"x": x[rows], "delta": delta[rows]})[0]
 
 
 class Exact:
@@ -59,12 +68,14 @@ class Exact:
         self._a = a
         self._weights = weights
         self._scratch = scratch
-        self.states = embedded(a, weights, texts)
+        self._states: list[State] = [
+            (x * np.float32(a.embed_scale), None) for x in embedded(a, weights, texts)
+        ]
 
     def layer(self, i: int) -> list[Seen]:
         with Store(self._scratch) as store:
-            found = _layer(self._a, self._weights, Plan("fp32"), i, store, self.states)
-        self.states = [y for y, _ in found]
+            found = _layer(self._a, self._weights, Plan("fp32"), i, store, self._states)
+        self._states = [state for state, _ in found]
         return [seen for _, seen in found]
 
     def head(self) -> tuple[Linear, list[Floats]]:
@@ -72,18 +83,19 @@ class Exact:
         a, weights, name = self._a, self._weights, f"{head_name(self._a)}.weight"
         with Store(self._scratch) as store:
             g = Graph("norm", store)
-            x = g.input("x", np.float32, ["tokens", a.hidden])
-            normed, _ = Network(g, a, weights, Plan("fp32")).norm("model.norm", x, "")
+            x, delta = (g.input(part, np.float32, ["tokens", a.hidden]) for part in ("x", "delta"))
+            normed, _ = Network(g, a, weights, Plan("fp32")).norm("model.norm", x, delta)
             g.output(normed, np.float32, ["tokens", a.hidden])
             norm = opened(g, store)
         linear = Linear("lm_head", normed, a.hidden, a.vocab, lambda: weights.get(name, a.vocab, a.hidden))
-        return linear, [norm.run([normed], {"x": states})[0] for states in self.states]
+        return linear, [norm.run([normed], {"x": x, "delta": delta})[0] for x, delta in self._states]
 
     def logits(self, read: Floats) -> Iterator[Floats]:
         """Some tokens at a time. The head may be larger than all layers, and is never whole in fp32."""
         a = self._a
         step = max(1, BLOCK // a.hidden)
-        for some in portions(a, read):
+        for rows in portions(a.vocab, len(read)):
+            some = read[rows]
             made = np.empty((len(some), a.vocab), np.float32)
             for at in range(0, a.vocab, step):
                 words = slice(at, at + step)
@@ -93,16 +105,13 @@ class Exact:
 
 
 def embedded(a: Architecture, weights: Weights, texts: Texts) -> list[Floats]:
-    def look_up(tokens: list[int]) -> Floats:
-        return weights.get("model.embed_tokens.weight", a.vocab, a.hidden, rows=tokens)
-
-    return [look_up(tokens) * np.float32(a.embed_scale) for tokens in texts]
+    return [weights.get("model.embed_tokens.weight", a.vocab, a.hidden, rows=tokens) for tokens in texts]
 
 
-def portions(a: Architecture, states: Floats) -> list[Floats]:
-    """Rows whose logits take some hundred megabytes."""
-    step = max(1, (1 << 25) // a.vocab)
-    return [states[at : at + step] for at in range(0, len(states), step)]
+def portions(vocab: int, tokens: int) -> list[slice]:
+    """Tokens whose logits take at most some hundred megabytes."""
+    step = max(1, min(256, (1 << 25) // vocab))
+    return [slice(at, at + step) for at in range(0, tokens, step)]
 
 
 def opened(g: Graph, store: Store) -> ort.InferenceSession:
@@ -111,30 +120,32 @@ def opened(g: Graph, store: Store) -> ort.InferenceSession:
 
 
 def _layer(
-    a: Architecture, weights: Weights, plan: Plan, i: int, store: Store, states: list[Floats]
-) -> list[tuple[Floats, Seen]]:
+    a: Architecture, weights: Weights, plan: Plan, i: int, store: Store, states: list[State]
+) -> list[tuple[State, Seen]]:
     g = Graph(f"layer {i}", store)
     net = Network(g, a, weights, plan)
+    shape: list[int | str] = [1, "tokens", a.hidden]
     side = Side(g.input("before", np.int32, [1]), g.input("longest", np.int32, []), 1, -1, "")
-    residual, delta = net.layer(i, g.input("x", np.float32, [1, "tokens", a.hidden]), "", {"chunk": side})
-    g.node("Add", residual, delta, named=("y",))
-    g.output("y", np.float32, [1, "tokens", a.hidden])
-    for linear in net.linears:
-        g.output(linear.input, np.float32, [1, "tokens", linear.k])
+    before = [g.input(name, np.float32, shape) for name in (("x", "delta") if i else ("x",))]
+    after = net.layer(i, before[0], before[1] if i else "", {"chunk": side})
+    results = [*after, *(linear.input for linear in net.linears)]
+    for name, width in zip(results, [a.hidden, a.hidden, *(linear.k for linear in net.linears)], strict=True):
+        g.output(name, np.float32, [1, "tokens", width])
     run = opened(g, store)
     found = []
-    for x in states:
-        empty = np.zeros((1, a.kv_heads, len(x), a.head_dim), np.int8 if plan.scales else np.float32)
-        y, keys, values, *inputs = run.run(
-            ["y", f"chunk.k.{i}.out", f"chunk.v.{i}.out", *(linear.input for linear in net.linears)],
+    for state in states:
+        count = len(state[0])
+        empty = np.zeros((1, a.kv_heads, count, a.head_dim), np.int8 if plan.scales else np.float32)
+        x, delta, *inputs, keys, values = run.run(
+            [*results, f"chunk.k.{i}.out", f"chunk.v.{i}.out"],
             {
-                "x": x[None],
-                "before": np.array([len(x) - 1], np.int32),
-                "longest": np.array(len(x), np.int32),
+                **{name: part[None] for name, part in zip(before, state, strict=False) if part is not None},
+                "before": np.array([count - 1], np.int32),
+                "longest": np.array(count, np.int32),
                 f"chunk.k.{i}": empty,
                 f"chunk.v.{i}": empty,
             },
         )
         read = [(linear, given[0]) for linear, given in zip(net.linears, inputs, strict=True)]
-        found.append((y[0], Seen(keys[0], values[0], read)))
+        found.append(((x[0], delta[0]), Seen(keys[0], values[0], read)))
     return found

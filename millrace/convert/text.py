@@ -1,4 +1,52 @@
-"""The ordinary text that a conversion measures a model on, where its user gives none."""
+"""The text that a model is calibrated and measured on, as the model reads it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from millrace.convert.architecture import Architecture
+from millrace.models import inside
+
+CALIBRATION = "calibration.txt"
+"""A folder's own text, if it has one: a model with a small world shows nothing of itself on any other."""
+
+TOKENS = 512  # of a half
+FEWEST = 64
+
+
+def of(folder: Path) -> str:
+    path = inside(folder, CALIBRATION)
+    return path.read_text(encoding="utf-8") if path.is_file() else TEXT
+
+
+def halves(folder: Path, words: str, a: Architecture) -> tuple[list[int], list[int]]:
+    """One to calibrate on and one to measure on, each with what the model wants at the beginning.
+
+    A folder without a tokenizer is not for use: any tokens will do.
+    """
+    size = min(TOKENS, a.max_len)
+    if not inside(folder, "tokenizer.json").is_file():
+        rng = np.random.default_rng(0)
+        return rng.integers(0, a.vocab, size).tolist(), rng.integers(0, a.vocab, size).tolist()
+    begin, ids = tokens(folder, words, a.vocab)
+    half = len(ids) // 2
+    return [*begin, *ids[:half]][:size], [*begin, *ids[half:]][:size]
+
+
+def tokens(folder: Path, words: str, vocab: int) -> tuple[list[int], list[int]]:
+    """What the model wants at the beginning, and the text."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 - a second of start-up that only a conversion pays
+
+    path = inside(folder, "tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        begin, ids = tokenizer.encode("").ids, tokenizer.encode(words, add_special_tokens=False).ids
+    except Exception as error:  # the library raises plain Exceptions
+        raise ValueError(f"{path}: {error}") from None
+    if len(ids) < FEWEST:
+        raise ValueError(f"the text has {len(ids)} tokens, too few to measure on: {FEWEST} are needed")
+    return begin, [min(i, vocab - 1) for i in ids]
+
 
 TEXT = """\
 A water mill takes its power from a stream. A weir across the stream holds the water back, a channel
@@ -78,3 +126,4 @@ A: From 14:35 to 17:10 are 2 hours and 35 minutes.
 
 <p class="note">Opening hours: <b>Mon&ndash;Fri</b> 9&ndash;17, Sat 10&ndash;14. Closed on holidays.</p>
 """
+"""Ours, of many kinds, for models that have none."""
