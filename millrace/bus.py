@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import ParseResult, urlsplit
 
 import msgspec
@@ -72,6 +72,8 @@ class Delivery:
     lease: str
     delivery: int
     context: Context
+    lane: str = ""  # the consumer it came from
+    more: bool = False  # there were others behind it
 
 
 class _Link(TcpTransport):
@@ -322,7 +324,8 @@ class Bus:
         if ack["error"].get("err_code") == 10077 and text.startswith("maximum "):
             if text == "message size exceeds maximum allowed":
                 raise Failure(Code.BODY_TOO_LARGE, "the job is larger than the queue takes")
-            raise Failure(Code.QUEUE_FULL, "the job queue is full")
+            whose = "this tenant's part of the job queue" if "per subject" in text else "the job queue"
+            raise Failure(Code.QUEUE_FULL, f"{whose} is full")
         if ack["error"].get("err_code") == 10054:
             raise Failure(Code.BODY_TOO_LARGE, "the job is larger than the queue takes")
         log.error("the job queue refused: %s", ack["error"])
@@ -367,26 +370,59 @@ class Bus:
     # -- JetStream: what is pulled
 
     def pull(
-        self, model: str, want: Callable[[], int], take: Callable[[Delivery], Awaitable[None]]
+        self,
+        model: str,
+        want: Callable[[], int],
+        take: Callable[[Delivery], Awaitable[None]],
+        turns: "Turns | None" = None,
     ) -> "Pull":
-        return Pull(self, model, want, take)
+        return Pull(self, model, want, take, turns)
+
+
+class Turns(Protocol):
+    """Who decides which tenants' jobs are pulled next."""
+
+    def plan(self, now: float) -> dict[str, int]:
+        """Consumers to ask now, and for how many jobs each."""
+        ...
+
+    def over(self, consumer: str, missing: int) -> None:
+        """An ask has ended, and so many of its jobs did not come."""
+        ...
+
+
+@dataclass(slots=True)
+class _Open:
+    """An ask that is still open."""
+
+    consumer: str
+    count: int  # still to come
+    until: float
 
 
 class Pull:
     """Keeps just as many jobs asked for as there is room for.
 
-    Each ask lives for PULL_EXPIRES_S. JetStream serves asks in the order they came, so a job that
-    arrives counts against the oldest.
+    Without keys there is one consumer, and an ask for it is always open while there is room: each lives
+    for PULL_EXPIRES_S. Tenants' consumers are asked in turns, when they are known to hold something, and
+    each ask is over at once. JetStream serves asks in the order they came, so a job that arrives counts
+    against its consumer's oldest.
     """
 
     def __init__(
-        self, bus: Bus, model: str, want: Callable[[], int], take: Callable[[Delivery], Awaitable[None]]
+        self,
+        bus: Bus,
+        model: str,
+        want: Callable[[], int],
+        take: Callable[[Delivery], Awaitable[None]],
+        turns: Turns | None,
     ):
         self._bus = bus
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.JOBS.name}.{model}"
+        self._standing = model  # the consumer of those who have no key
         self._want = want
         self._take = take
-        self._open: dict[str, tuple[int, float]] = {}  # ask -> (still to come, when it is over)
+        self._turns = turns
+        self._open: dict[str, _Open] = {}
         self._inbox = bus._client.new_inbox()
         self._decoder = msgspec.msgpack.Decoder(messages.Job)
         self._more = asyncio.Event()
@@ -416,50 +452,59 @@ class Pull:
         """There may be room again."""
         self._more.set()
 
-    @property
-    def outstanding(self) -> int:
-        return sum(count for count, _ in self._open.values())
-
     async def _ask_on(self) -> None:
-        expires = int(subjects.PULL_EXPIRES_S * 1e9)
         while True:
             now = time.monotonic()
-            self._open = {ask: left for ask, left in self._open.items() if left[1] > now}
-            room = self._want() - self.outstanding
-            if room > 0 and self._bus.up:
-                self._asked += 1
-                ask = f"{self._inbox}.{self._asked}"
-                # a little later than the server ends it, so that its own notice is the usual end
-                self._open[ask] = (room, now + subjects.PULL_EXPIRES_S + 0.05)
-                try:
-                    await self._bus._client.publish(
-                        self._subject, b'{"batch":%d,"expires":%d}' % (room, expires), reply=ask
-                    )
-                except (nats.errors.Error, OSError):
-                    self._open.pop(ask, None)
+            for ask, one in list(self._open.items()):
+                if one.until <= now:
+                    self._over(ask)
+            if self._bus.up:
+                standing = sum(one.count for one in self._open.values() if one.consumer == self._standing)
+                if (room := self._want() - standing) > 0:
+                    await self._ask(self._standing, room, subjects.PULL_EXPIRES_S, now)
+                for consumer, count in self._turns.plan(now).items() if self._turns else ():
+                    await self._ask(consumer, count, subjects.CALL_EXPIRES_S, now)
             self._more.clear()
             try:
                 await asyncio.wait_for(self._more.wait(), subjects.PULL_EXPIRES_S + 0.06)
             except TimeoutError:
                 continue
 
+    async def _ask(self, consumer: str, count: int, expires_s: float, now: float) -> None:
+        self._asked += 1
+        ask = f"{self._inbox}.{self._asked}"
+        # a little later than the server ends it, so that its own notice is the usual end
+        self._open[ask] = _Open(consumer, count, now + expires_s + 0.05)
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.JOBS.name}.{consumer}"
+        body = b'{"batch":%d,"expires":%d}' % (count, int(expires_s * 1e9))
+        try:
+            await self._bus._client.publish(subject, body, reply=ask)
+        except (nats.errors.Error, OSError):
+            self._over(ask)
+
+    def _over(self, ask: str) -> None:
+        one = self._open.pop(ask, None)
+        if one is not None and one.consumer != self._standing and self._turns:
+            self._turns.over(one.consumer, one.count)
+
     async def _arrived(self, msg: Msg) -> None:
         headers = msg.headers or {}
         if not msg.reply.startswith("$JS.ACK."):
             # a status: 404 nothing there, 408 the ask is over, 409 the consumer is gone, 503 no JetStream
-            self._open.pop(msg.subject, None)
+            self._over(msg.subject)
             if headers.get("Status") == "408":
                 self.wake()
             return
-        for ask, (count, over) in self._open.items():
-            if count > 1:
-                self._open[ask] = (count - 1, over)
-            else:
-                del self._open[ask]
-            break
         fields = msg.reply.split(".")
         # $JS.ACK.<stream>.<consumer>.<delivered>... or, since 2.12 in some set-ups, with domain and account
-        delivered = int(fields[4] if len(fields) == 9 else fields[6])
+        at = 3 if len(fields) == 9 else 5
+        consumer, delivered, behind = fields[at], int(fields[at + 1]), int(fields[at + 5])
+        for ask, one in self._open.items():
+            if one.consumer == consumer:
+                one.count -= 1
+                if not one.count:
+                    del self._open[ask]
+                break
         try:
             job = self._decoder.decode(msg.data)
         except msgspec.MsgspecError as error:
@@ -468,7 +513,7 @@ class Pull:
             self._bus.publish(subjects.ORPHANS.pattern, messages.Orphan("", msg.reply))
             self.wake()
             return
-        await self._take(Delivery(job, msg.reply, delivered, Context.of(msg.headers)))
+        await self._take(Delivery(job, msg.reply, delivered, Context.of(msg.headers), consumer, behind > 0))
 
 
 def _headers(raw: bytes) -> dict[str, str]:

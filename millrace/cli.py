@@ -46,6 +46,7 @@ HELP = {
     "port": "port to listen on",
     "fd": "an already listening socket, instead of host and port",
     "queue": "jobs that may wait and run at once, all models together",
+    "tenant_queue": "with keys: jobs of one tenant that may wait and run, for each model",
     "keys": "a file with the keys that clients need, or its JSON itself (empty: everybody may come)",
     "deadline_s": "seconds a request may take; a client may ask for less",
     "max_body": "bytes a request's body may have",

@@ -16,17 +16,17 @@ import json
 import re
 import secrets
 import tomllib
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
+from millrace.messages import Priority
 from millrace.settings import SettingError
 
 PREFIX = "mr-"
 HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
-Priority = Literal["high", "normal", "low"]
 Amount = Annotated[float, Meta(ge=0)]
 
 
@@ -39,7 +39,7 @@ class Tenant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     burst: Annotated[float, Meta(gt=0)] = 1.0  # minutes' worth that may be used at once
     concurrency: Annotated[int, Meta(ge=0)] = 0  # requests waiting and running at once
     weight: Annotated[float, Meta(gt=0)] = 1.0  # of its turns, against others of the same priority
-    share: Annotated[float, Meta(gt=0, le=1)] = 1.0  # of an engine's slots, at most
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.75  # of an engine's slots, while others need some
     priority: Priority = "normal"
 
 

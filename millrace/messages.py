@@ -13,6 +13,7 @@ import msgspec
 from millrace.errors import Code, Failure
 
 Finish = Literal["", "stop", "length"]  # "" while the sequence goes on
+Priority = Literal["high", "normal", "low"]  # of a tenant: a lower one waits for all of a higher one
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, tag=str.lower):
@@ -92,6 +93,7 @@ class Prompt(Message, frozen=True):
     tenant: str = ""  # whose key it came with; "": there are no keys
     logprobs: int = -1  # tell each token's odds, and of so many of the likeliest; -1: tell none
     echo: bool = False  # tell the prompt's text
+    priority: Priority = "normal"
 
 
 class Admitted(Message, frozen=True):
@@ -344,7 +346,25 @@ class Here(Message, frozen=True):
     voice: Voice = Voice()  # as a tokenizer announces it
 
 
-# 10. what is kept of a job that was given up
+# 10. gateway -> a model's engines: which tenants' jobs are waiting
+
+
+class Waiting(msgspec.Struct, array_like=True, frozen=True):
+    """A tenant has jobs in the queue, or may have."""
+
+    tenant: str  # its safe key
+    priority: Priority
+    weight: float  # of its turns, against others of the same priority
+    share: float  # of an engine's slots, at most
+
+
+class Bell(Message, frozen=True):
+    """Rung when a job is queued or handed back, and again as long as it waits: it may get lost."""
+
+    waiting: list[Waiting]
+
+
+# 11. what is kept of a job that was given up
 
 
 class DeadLetter(Message, frozen=True):
@@ -362,6 +382,7 @@ ToGateway = Claim | Recall | Delta | Yielded | Hops
 ClaimReply = Granted | Wait | Gone
 RecallReply = Opened | Gone
 ToEngine = Ping | Resend | Release
+ToEngines = Bell
 ToDetokenizer = Opened | Frame | Ping | Release
 
 _encoder = msgspec.msgpack.Encoder()

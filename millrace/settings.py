@@ -30,6 +30,7 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fd: int = -1  # an already listening socket, as `millrace up` hands it over; -1: open host:port
     queue: int = 256  # jobs waiting and running, all models together: JOBS max_msgs
     replicas: int = 1  # servers of a NATS cluster that each keep the job queue
+    tenant_queue: int = 64  # with keys: jobs of one tenant waiting and running, for each model
     keys: str = ""  # a key file (`millrace/keys.py`), or its JSON itself; empty: no key is asked for
     deadline_s: float = 120.0  # a client may ask for less
     max_body: int = 4 << 20

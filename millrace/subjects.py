@@ -22,23 +22,24 @@ G, T, E, D, UP = Role.GATEWAY, Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER, Ro
 
 @dataclass(frozen=True)
 class Subject:
-    pattern: str  # one `{}` where the addressee or the model's key goes
+    pattern: str  # with a `{}` for each of the addressee, or the keys of a model and a tenant
     carries: tuple[type[m.Message], ...]
     answers: tuple[type[m.Message], ...]  # what a request on it is answered with
     senders: tuple[Role, ...]
     hearers: tuple[Role, ...]
     why: str
 
-    def to(self, token: str) -> str:
+    def to(self, *tokens: str) -> str:
         if "{}" not in self.pattern:
             return self.pattern
-        if not SAFE.fullmatch(token):
-            raise ValueError(f"not a subject token: {token!r}")
-        return self.pattern.format(token)
+        for token in tokens:
+            if not SAFE.fullmatch(token):
+                raise ValueError(f"not a subject token: {token!r}")
+        return self.pattern.format(*tokens)
 
     @property
     def wildcard(self) -> str:
-        return self.pattern.format("*")
+        return self.pattern.replace("{}", "*")
 
 
 SAFE = re.compile(r"[a-z0-9_]{1,64}")
@@ -56,7 +57,15 @@ class Send:
 TOKENIZER = Subject(
     "mr.tok.{}", (m.Prompt,), (m.Admitted, m.Refused), (G,), (T,), "queue group of a model's tokenizers"
 )
-JOB = Subject("mr.job.{}", (m.Job,), (), (T,), (), "stored in JOBS; pulled by the model's engines")
+JOB = Subject(
+    "mr.job.{}.{}.{}",
+    (m.Job,),
+    (),
+    (T,),
+    (),
+    "model, priority, tenant: stored in JOBS, pulled by engines",
+)
+BELL = Subject("mr.bell.{}", (m.Bell,), (), (G,), (E,), "to a model's engines: whose jobs are waiting")
 GATEWAY = Subject(
     "mr.gw.{}",
     (m.Claim, m.Recall, m.Delta, m.Yielded, m.Hops),
@@ -80,7 +89,7 @@ ORPHANS = Subject("mr.orphan", (m.Orphan,), (), (E,), (G,), "queue group of the 
 PRESENCE = Subject("mr.here.{}", (m.Here,), (), (G, T, E, D), (G, T, E, D, UP), "who is there, by role")
 DEAD = Subject("mr.dead.{}", (m.DeadLetter,), (), (G,), (), "stored in DEAD, for people to read")
 
-SUBJECTS = (TOKENIZER, JOB, GATEWAY, DETOKENIZER, ENGINE, ORPHANS, PRESENCE, DEAD)
+SUBJECTS = (TOKENIZER, JOB, BELL, GATEWAY, DETOKENIZER, ENGINE, ORPHANS, PRESENCE, DEAD)
 
 
 @dataclass(frozen=True)
@@ -101,8 +110,9 @@ class Stream:
         max_bytes: int | None = None,
         max_age_s: float | None = None,
         replicas: int = 1,
+        each: int = 0,
     ) -> dict[str, Any]:
-        """The stream as JetStream's API takes it."""
+        """The stream as JetStream's API takes it; `each`: messages on one subject, 0 for no such limit."""
         age_s = max_age_s or self.max_age_s
         return {
             "name": self.name,
@@ -111,6 +121,8 @@ class Stream:
             "storage": "file",
             "discard": self.discard,
             "max_msgs": max_msgs or self.max_msgs,
+            "max_msgs_per_subject": each or -1,
+            "discard_new_per_subject": bool(each),  # without it an older message would silently make room
             "max_bytes": max_bytes or self.max_bytes,
             "max_msg_size": self.max_msg_size,
             "max_age": int(age_s * 1e9),
@@ -153,16 +165,53 @@ back after this long. The owner of a claimed job renews its lease every ACK_WAIT
 PULL_EXPIRES_S = 0.2
 """A paused engine swallows the jobs of the pull it has open: so it never has one open for long."""
 
+CALL_EXPIRES_S = 0.005
+"""For a tenant's jobs an engine asks when the bell has rung. The job is there within a millisecond or two,
+also one that was handed back just now; or another engine has it."""
 
-def consumer(model: str) -> dict[str, Any]:
-    """The durable pull consumer of a model's engines.
+
+EVERYBODY = "all"
+"""The key of the one tenant there is as long as there are no keys."""
+
+UNUSED_S = 3600.0
+"""A tenant's consumer goes after this long without a pull; the gateways assert it much more often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One tenant's jobs for one model: a subject, and the durable consumer that engines pull from.
+
+    Consumers of a work queue may not overlap, so each tenant has its own: about 50 KB in the server, and
+    nothing more while it is idle.
+    """
+
+    model: str  # its key
+    tenant: str = EVERYBODY  # its key
+    priority: str = "normal"
+
+    @property
+    def subject(self) -> str:
+        return JOB.to(self.model, self.priority, self.tenant)
+
+    @property
+    def consumer(self) -> str:
+        return self.model if self.tenant == EVERYBODY else f"{self.model}-{self.priority}-{self.tenant}"
+
+
+def lane_of(model: str, tenant: str, priority: str) -> Lane:
+    """By the model's key and the tenant's name."""
+    return Lane(model, model_key(tenant) if tenant else EVERYBODY, priority)
+
+
+def consumer(lane: Lane) -> dict[str, Any]:
+    """The lane's durable pull consumer.
 
     `max_deliver` has no limit: a message at the limit stays in the stream and keeps its place there, for
     nobody. The owner counts crashes itself and ends the job (`services/gateway/ledger.py`).
     """
-    return {
-        "durable_name": model,
-        "filter_subject": JOB.to(model),
+    config = {
+        "durable_name": lane.consumer,
+        "filter_subject": lane.subject,
         "ack_policy": "explicit",
         "ack_wait": int(ACK_WAIT_S * 1e9),
         "max_deliver": -1,
@@ -170,10 +219,13 @@ def consumer(model: str) -> dict[str, Any]:
         "max_ack_pending": -1,
         "max_waiting": 512,
     }
+    if lane.tenant != EVERYBODY:
+        config["inactive_threshold"] = int(UNUSED_S * 1e9)
+    return config
 
 
 def model_key(name: str) -> str:
-    """A subject token for a model's name; distinct names stay distinct."""
+    """A subject token for the name of a model, or of a tenant; distinct names stay distinct."""
     if SAFE.fullmatch(name):
         return name
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower())[:40].strip("_")

@@ -11,7 +11,7 @@ from millrace import models, settings
 from millrace.actor import Actor
 from millrace.bus import Bus, Delivery, Inbox, NoAnswer, NoResponder
 from millrace.messages import Here, Message
-from millrace.subjects import ENGINE, GATEWAY, Role, model_key
+from millrace.subjects import BELL, ENGINE, GATEWAY, Role, model_key
 from millrace.telemetry import Context, wall
 from services.engine import sim
 from services.engine.loop import Model, Noted, StepLoop
@@ -20,6 +20,7 @@ from services.engine.roster import Ask, Effect, Roster
 from services.engine.scheduler import Chunk, Output, Scheduler, Step
 from services.engine.sequence import Sequence
 from services.engine.shelf import FileShelf
+from services.engine.turns import Turns
 
 TICK_S = 0.05
 CLAIM_S = 0.4
@@ -111,12 +112,14 @@ class EngineActor(Actor):
             notes_per_s=given.step_spans,
         )
         self._roster = Roster(id, given.slots, self._steps, time.monotonic(), wall)
-        self._pull = bus.pull(model_key(name), lambda: self._roster.room, self._job)
+        self._turns = Turns(model_key(name), given.slots, self._roster)
+        self._pull = bus.pull(model_key(name), lambda: self._roster.room, self._job, self._turns)
 
     async def start(self) -> None:
         await asyncio.to_thread(warm_up, self._model)
         self._steps.start()
         await self.bus.listen(Inbox(ENGINE.to(self.id), m.ToEngine, self._told))
+        await self.bus.listen(Inbox(BELL.to(model_key(self._name)), m.ToEngines, self._rung))
         await self._pull.start()
         self.spawn(self._tick())
 
@@ -143,8 +146,14 @@ class EngineActor(Actor):
     # -- what comes in
 
     async def _job(self, delivery: Delivery) -> None:
-        now, traceparent = time.monotonic(), delivery.context.traceparent
-        self._do(self._roster.job(delivery.job, delivery.lease, delivery.delivery, now, traceparent))
+        job, now, traceparent = delivery.job, time.monotonic(), delivery.context.traceparent
+        self._do(self._roster.job(job, delivery.lease, delivery.delivery, now, traceparent))
+        prompt = len(job.prompt) // 4
+        self._turns.took(delivery.lane, job.request, prompt, job.max_tokens, now, more=delivery.more)
+
+    def _rung(self, bell: m.ToEngines, context: Context) -> None:
+        self._turns.bell(bell.waiting)
+        self._pull.wake()
 
     def _told(self, message: m.ToEngine, context: Context) -> Message | None:
         match message:

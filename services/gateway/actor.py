@@ -15,6 +15,7 @@ from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
 from millrace.errors import Code, Failure
 from millrace.messages import Here, Message
 from millrace.subjects import (
+    BELL,
     DEAD,
     GATEWAY,
     JOBS,
@@ -22,6 +23,7 @@ from millrace.subjects import (
     PRESENCE,
     STREAMS,
     TOKENIZER,
+    Lane,
     Role,
     Send,
     consumer,
@@ -62,6 +64,13 @@ ADMIT_S = 1.5
 """A tokenizer takes milliseconds for a prompt, and at most a second waiting for the store."""
 
 LEFTOVER_S = 30.0
+
+ASSERT_S = 300.0
+"""How long a tenant's consumer is taken to be there; unused, it goes after UNUSED_S."""
+
+RING_S = 0.25
+IN_TURN = 4
+"""Empty lanes named each time: what this costs does not grow with the tenants."""
 
 PATIENCE_S = 6.0
 """A tokenizer or NATS that died is back well before this; a client that waited so long is told to retry."""
@@ -133,7 +142,7 @@ class GatewayActor(Actor):
         self._sight = Sight(id, given, os.environ)
         self._seen: dict[str, tuple[Here, float]] = {}  # by id
         self._models: dict[str, Model] = {}
-        self._declared: set[str] = set()
+        self._lanes: dict[Lane, float] = {}  # and when its consumer was asserted last
         self._connected_at = time.monotonic()
         self._ended_per_s = 0.0  # a moving average, for Retry-After
         self._serving: app.Serving | None = None
@@ -150,6 +159,8 @@ class GatewayActor(Actor):
         self._serving = await app.serve(app.build(self, self._given, self._gate), self._given)
         self.spawn(self._tick())
         self.spawn(self._measure())
+        if self._gate.closed:
+            self.spawn(self._ring_on())
 
     async def _meet(self) -> None:
         """Those who are there answer the first sign of a gateway at once; then it knows what it serves."""
@@ -183,14 +194,22 @@ class GatewayActor(Actor):
             if stream is JOBS:
                 # No job outlives its deadline. One that is stored for longer is a place lost, as after a
                 # full disk, when the server could not write down that it was done.
+                each = self._given.tenant_queue if self._gate.closed else 0
+                # There is room for what each tenant may have, so that none is refused for another's sake.
+                lanes = len(self._gate.tenants) * max(len(self._models), 1)
                 config = stream.config(
-                    self._given.queue,
+                    max(self._given.queue, each * lanes),
                     max_age_s=self._given.deadline_s + LEFTOVER_S,
                     replicas=self._given.replicas,
+                    each=each,
                 )
             await self.bus.declare_stream(config)
-        for key in self._declared:
-            await self.bus.declare_consumer(JOBS.name, consumer(key))
+        for lane in self._lanes:
+            await self._assert(lane)
+
+    async def _assert(self, lane: Lane) -> None:
+        self._lanes[lane] = time.monotonic()
+        await self.bus.declare_consumer(JOBS.name, consumer(lane))
 
     # -- those who come and go
 
@@ -217,6 +236,7 @@ class GatewayActor(Actor):
 
     async def open(self, ask: Ask) -> Answer:
         now = time.monotonic()
+        tenant = ask.visit.tenant
         prompt = m.Prompt(
             request=f"{self.id}-{secrets.token_hex(16)}",
             attempt=1,
@@ -227,13 +247,15 @@ class GatewayActor(Actor):
             min_tokens=ask.min_tokens,
             stop_ids=ask.stop_ids,
             ignore_eos=ask.ignore_eos,
-            tenant=ask.visit.tenant.name,
+            tenant=tenant.name,
             logprobs=ask.logprobs,
             echo=ask.echo,
+            priority=tenant.priority,
         )
         entry = Entry(
             prompt=prompt,
             model=ask.model,
+            tenant=tenant,
             opened_at=now,
             deadline=now + ask.visit.deadline_s,
             traceparent=child_of(ask.visit.traceparent, sampled=is_sampled(ask.visit.traceparent)),
@@ -257,6 +279,9 @@ class GatewayActor(Actor):
         journey = self._sight.opened(entry, ask.visit.traceparent, now)
         self._ledger.open(entry)
         try:
+            lane = entry.lane
+            if now - self._lanes.get(lane, 0.0) > ASSERT_S:
+                await self._assert(lane)
             await self._admit(entry, prompt, journey)
         except Failure as failure:
             self._do(self._ledger.cancel(entry.request, failure))
@@ -300,9 +325,12 @@ class GatewayActor(Actor):
                     if journey:
                         journey.admitted(answer, now)
                     self._do(self._ledger.admitted(entry.request, answer.seq, answer.prompt_tokens, now))
+                    self._ring([entry])
                     return
                 failure = answer.failure()
                 failure.retry_after = self._retry_after() if failure.meaning.retry else None
+                if failure.code is Code.QUEUE_FULL:
+                    self._ring([entry])  # its places may be held by jobs of a gateway that is gone
                 if failure.code is not Code.UNAVAILABLE:
                     raise failure
             if entry.ended:
@@ -310,6 +338,30 @@ class GatewayActor(Actor):
             if time.monotonic() + 0.05 >= give_up:
                 raise failure
             await asyncio.sleep(0.05)
+
+    def _ring(self, entries: Iterable[Entry]) -> None:
+        """Tell the engines whose jobs wait. Those without a key are always asked for."""
+        waiting: dict[str, dict[str, m.Waiting]] = {}
+        for entry in entries:
+            if entry.prompt.tenant:
+                waiting.setdefault(entry.prompt.model, {})[entry.lane.consumer] = entry.waiting
+        for model, lanes in waiting.items():
+            self.bus.publish(BELL.to(model), m.Bell(list(lanes.values())))
+
+    async def _ring_on(self) -> None:
+        """A bell may get lost, and an engine may come later. Of lanes that are empty as far as we know some
+        are named each time: they may hold jobs of a gateway that is gone."""
+        at = 0
+        while True:
+            await asyncio.sleep(RING_S)
+            self._ring(entry for entry in self._ledger.entries.values() if entry.queued)
+            tenants = list(self._gate.tenants.values())
+            if tenants and self.bus.up:
+                turn = [tenants[(at + n) % len(tenants)] for n in range(min(IN_TURN, len(tenants)))]
+                at += IN_TURN
+                bell = m.Bell([m.Waiting(model_key(t.name), t.priority, t.weight, t.share) for t in turn])
+                for name in self._models:
+                    self.bus.publish(BELL.to(model_key(name)), bell)
 
     def _retry_after(self) -> float:
         """When a place in the queue is likely, spread so that the refused do not all come back at once."""
@@ -357,9 +409,9 @@ class GatewayActor(Actor):
         self._seen[here.id] = here, now
         if here.role == Role.TOKENIZER and here.model not in self._models:
             self._models[here.model] = Model(here.model, here.max_len, int(time.time()), here.voice)
-            key = model_key(here.model)
-            self._declared.add(key)
-            await self.bus.declare_consumer(JOBS.name, consumer(key))
+            await self._assert(Lane(model_key(here.model)))
+            if self._gate.closed:
+                await self._declare()  # there is one more model that each tenant has a part of
         self._do(self._ledger.here(here, now))
 
     # -- time
@@ -382,7 +434,8 @@ class GatewayActor(Actor):
             ended = self._ledger.counts["ended"]
             self._ended_per_s += 0.1 * (ended - before - self._ended_per_s)
             before = ended
-            self._gate.refresh(self._gateways(), time.monotonic())
+            if self._gate.refresh(self._gateways(), time.monotonic()):
+                await self._declare()
 
     def _gateways(self) -> int:
         now = time.monotonic()
@@ -391,12 +444,14 @@ class GatewayActor(Actor):
     # -- what goes out
 
     def _do(self, effects: Iterable[Effect]) -> None:
+        handed_back = False
         for effect in effects:
             match effect:
                 case Send(subject, to, message):
                     self.bus.publish(subject.to(to), message)
                 case Settle(lease, verb):
                     self.bus.settle(lease, verb)
+                    handed_back = handed_back or verb == "-NAK"
                 case Probe():
                     self.spawn(self._probe(effect))
                 case Delete(seq):
@@ -411,6 +466,8 @@ class GatewayActor(Actor):
                 case Bury(letter):
                     log.error("gave up %s after %d lost engines", letter.request, letter.deaths)
                     self.bus.publish(DEAD.to(model_key(letter.model)), letter)
+        if handed_back:
+            self._ring(entry for entry in self._ledger.entries.values() if entry.queued)
 
     async def _probe(self, probe: Probe) -> None:
         try:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from millrace import messages as m
 from millrace.errors import Failure
+from millrace.keys import ANYONE, Tenant
+from millrace.subjects import Lane, lane_of
 from services.gateway.desk import Piece
 
 SUSPECT_STRIKES, SUSPECT_DEATHS = 2, 4
@@ -20,6 +22,7 @@ class Entry:
     model: str
     opened_at: float
     deadline: float
+    tenant: Tenant = ANYONE
     traceparent: str = ""
     stops: list[str] = field(default_factory=list)
     include_stop: bool = False
@@ -61,6 +64,20 @@ class Entry:
     @property
     def request(self) -> str:
         return self.prompt.request
+
+    @property
+    def lane(self) -> Lane:
+        return lane_of(self.prompt.model, self.prompt.tenant, self.prompt.priority)
+
+    @property
+    def queued(self) -> bool:
+        return self.seq > 0 and not self.engine
+
+    @property
+    def waiting(self) -> m.Waiting:
+        """As the engines are told that it waits."""
+        prompt, tenant = self.prompt, self.tenant
+        return m.Waiting(self.lane.tenant, prompt.priority, tenant.weight, tenant.share)
 
     @property
     def suspect(self) -> bool:

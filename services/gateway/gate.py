@@ -8,7 +8,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from millrace.errors import Code, Failure
-from millrace.keys import Keys
+from millrace.keys import Keys, Tenant
 from millrace.settings import SettingError
 from services.gateway.allowance import Allowance
 from services.gateway.visit import Visit
@@ -46,8 +46,14 @@ class Gate:
         """Whether keys are asked for."""
         return self._keys is not None
 
-    def refresh(self, gateways: int, now: float) -> None:
-        """Called every so often: a key file that has changed counts from now on. A broken one does not."""
+    @property
+    def tenants(self) -> dict[str, Tenant]:
+        return self._keys.tenants if self._keys else {}
+
+    def refresh(self, gateways: int, now: float) -> bool:
+        """Called every so often: a key file that has changed counts from now on. A broken one does not.
+        Whether there is something new."""
+        before = self._keys
         if self._file and (stamp := _stamp(self._file)) != self._stamp:
             self._stamp = stamp
             try:
@@ -57,8 +63,8 @@ class Gate:
                 log.error("%s cannot be used, what it said before goes on: %s", self._file, error)
         self._gateways = max(gateways, 1)
         for name, allowance in self._allowances.items():
-            tenant = self._keys.tenants.get(name) if self._keys else None
-            allowance.change(tenant or allowance.tenant, self._gateways, now)
+            allowance.change(self.tenants.get(name, allowance.tenant), self._gateways, now)
+        return self._keys is not before
 
     def allowance(self, key: bytes, now: float) -> Allowance:
         """Of the tenant whose key it is."""

@@ -14,7 +14,7 @@ from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.errors import Code, Failure
 from millrace.messages import Here, Message, Voice
-from millrace.subjects import JOB, TOKENIZER, Role, model_key
+from millrace.subjects import TOKENIZER, Role, lane_of, model_key
 from millrace.telemetry import Context, wall
 from services.tokenizer.encode import Encoder
 from services.tokenizer.voice import thinking
@@ -96,9 +96,10 @@ class TokenizerActor(Actor):
             prompt.logprobs,
         )
         # Asked twice, stored once: the gateway repeats a prompt whose answer it never got.
+        lane = lane_of(self._key, prompt.tenant, prompt.priority)
         msg_id = f"{prompt.request}:{prompt.attempt}"
         made = time.monotonic()
-        seq = await self.bus.store(JOB.to(self._key), job, msg_id, STORE_S, context)
+        seq = await self.bus.store(lane.subject, job, msg_id, STORE_S, context)
         stored = time.monotonic()
         hops = [
             m.Hop("tokenize", wall(heard), wall(made), notes={"tokens": len(ids)}),

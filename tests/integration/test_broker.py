@@ -135,7 +135,7 @@ async def test_the_operator_publishes_nothing(join: Join) -> None:
     """An empty list of rights is no rights, though nats-server would read it as all of them."""
     peer = await join(Role.OPERATOR)
 
-    for subject in ("mr.here.operator", "mr.job.sim", "x", "$JS.API.STREAM.LIST"):
+    for subject in ("mr.here.operator", "mr.job.sim.normal.all", "x", "$JS.API.STREAM.LIST"):
         assert not await peer.may_publish(subject), subject
 
 
@@ -145,13 +145,16 @@ async def test_an_engine_cannot_settle_a_job(join: Join) -> None:
     for call, body in (
         (f"STREAM.CREATE.{subjects.JOBS.name}", subjects.JOBS.config()),
         (
-            f"CONSUMER.CREATE.{subjects.JOBS.name}.sim.mr.job.sim",
-            {"stream_name": subjects.JOBS.name, "config": {**subjects.consumer("sim"), "name": "sim"}},
+            f"CONSUMER.CREATE.{subjects.JOBS.name}.sim.mr.job.sim.normal.all",
+            {
+                "stream_name": subjects.JOBS.name,
+                "config": {**subjects.consumer(subjects.Lane("sim")), "name": "sim"},
+            },
         ),
     ):
         answer = await gateway.client.request(f"$JS.API.{call}", json.dumps(body).encode(), timeout=5)
         assert "error" not in json.loads(answer.data)
-    await tokenizer.client.request("mr.job.sim", b"a job", timeout=5)
+    await tokenizer.client.request("mr.job.sim.normal.all", b"a job", timeout=5)
 
     inbox = engine.client.new_inbox()
     delivered = await engine.client.subscribe(inbox)

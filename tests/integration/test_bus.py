@@ -10,11 +10,12 @@ import pytest
 from millrace import messages as m
 from millrace.bus import Bus, Delivery, Inbox, NoAnswer, NoResponder
 from millrace.errors import Code, Failure
-from millrace.subjects import ENGINE, JOB, JOBS, TOKENIZER, Role, consumer
+from millrace.subjects import ENGINE, JOBS, TOKENIZER, Lane, Role, consumer
 from millrace.telemetry import Context
 from tests.kit.nats import Server
 
 NOBODY = Context("r", "", 0)
+LANE = Lane("sim")
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def job(name: str = "gw-1", prompt: bytes = b"\1\0\0\0") -> m.Job:
 
 async def declared(gateway: Bus, **limits: int) -> None:
     await gateway.declare_stream(JOBS.config(**limits))
-    await gateway.declare_consumer(JOBS.name, consumer("sim"))
+    await gateway.declare_consumer(JOBS.name, consumer(LANE))
 
 
 async def test_a_poisoned_message_is_counted_and_answered(join: Join) -> None:
@@ -138,9 +139,9 @@ async def test_a_job_asked_for_twice_is_stored_once(join: Join) -> None:
     gateway, tokenizer = await join(Role.GATEWAY), await join(Role.TOKENIZER)
     await declared(gateway)
 
-    first = await tokenizer.store(JOB.to("sim"), job(), "gw-1:1", 1.0, NOBODY)
-    again = await tokenizer.store(JOB.to("sim"), job(), "gw-1:1", 1.0, NOBODY)
-    other = await tokenizer.store(JOB.to("sim"), job(), "gw-1:2", 1.0, NOBODY)
+    first = await tokenizer.store(LANE.subject, job(), "gw-1:1", 1.0, NOBODY)
+    again = await tokenizer.store(LANE.subject, job(), "gw-1:1", 1.0, NOBODY)
+    other = await tokenizer.store(LANE.subject, job(), "gw-1:2", 1.0, NOBODY)
 
     assert (first, first + 1) == (again, other)
 
@@ -150,15 +151,15 @@ async def test_a_full_queue_and_a_missing_one_are_told_apart(join: Join) -> None
     gateway, tokenizer = await join(Role.GATEWAY), await join(Role.TOKENIZER)
 
     with pytest.raises(Failure) as missing:
-        await tokenizer.store(JOB.to("sim"), job(), "gw-0:1", 1.0, NOBODY)
+        await tokenizer.store(LANE.subject, job(), "gw-0:1", 1.0, NOBODY)
     await declared(gateway, max_msgs=2)
     for i in range(2):
-        await tokenizer.store(JOB.to("sim"), job(f"gw-{i}"), f"gw-{i}:1", 1.0, NOBODY)
+        await tokenizer.store(LANE.subject, job(f"gw-{i}"), f"gw-{i}:1", 1.0, NOBODY)
     with pytest.raises(Failure) as full:
-        await tokenizer.store(JOB.to("sim"), job("gw-2"), "gw-2:1", 1.0, NOBODY)
+        await tokenizer.store(LANE.subject, job("gw-2"), "gw-2:1", 1.0, NOBODY)
     with pytest.raises(Failure) as large:
         huge = job("gw-3", b"\0" * (JOBS.max_msg_size + 1))
-        await tokenizer.store(JOB.to("sim"), huge, "gw-3:1", 1.0, NOBODY)
+        await tokenizer.store(LANE.subject, huge, "gw-3:1", 1.0, NOBODY)
 
     assert Code.UNAVAILABLE == missing.value.code
     assert Code.QUEUE_FULL == full.value.code
@@ -175,7 +176,7 @@ async def test_a_pull_takes_what_there_is_room_for(join: Join) -> None:
         got.append(delivery)
 
     for i in range(5):
-        await tokenizer.store(JOB.to("sim"), job(f"gw-{i}"), f"gw-{i}:1", 1.0, Context(f"gw-{i}", "", 9))
+        await tokenizer.store(LANE.subject, job(f"gw-{i}"), f"gw-{i}:1", 1.0, Context(f"gw-{i}", "", 9))
     pull = engine.pull("sim", lambda: 3 - len(got), take)
     await pull.start()
     await until(lambda: len(got) == 3)
@@ -195,7 +196,7 @@ async def test_a_settled_job_is_gone_and_a_refused_one_comes_back(join: Join) ->
     async def take(delivery: Delivery) -> None:
         got.append(delivery)
 
-    seq = await tokenizer.store(JOB.to("sim"), job(), "gw-1:1", 1.0, NOBODY)
+    seq = await tokenizer.store(LANE.subject, job(), "gw-1:1", 1.0, NOBODY)
     pull = engine.pull("sim", lambda: 4, take)
     await pull.start()
     await until(lambda: len(got) == 1)

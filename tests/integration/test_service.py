@@ -16,7 +16,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from millrace.bus import Bus
-from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, JOB, JOBS, PRESENCE, TOKENIZER, Role
+from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, JOBS, PRESENCE, TOKENIZER, Lane, Role
 from millrace.telemetry import Context
 from tests.kit.service import ROOT, Service, environment
 
@@ -265,7 +265,7 @@ async def test_nonsense_on_the_bus_harms_nothing(service: Service, aclient: Asyn
     targets = {
         Role.GATEWAY: [TOKENIZER.to("sim"), ENGINE.to(ids["engine"]), DETOKENIZER.to(ids["detokenizer"])],
         Role.ENGINE: [GATEWAY.to(ids["gateway"]), "mr.orphan", PRESENCE.to("engine")],
-        Role.TOKENIZER: [JOB.to("sim")],
+        Role.TOKENIZER: [Lane("sim").subject],
     }
     valid = bytes.fromhex("95a566726d65a2653191 95a667772d31 01 00 91 05 a0".replace(" ", ""))
     for role, subjects in targets.items():

@@ -1,0 +1,128 @@
+"""Tenants in the whole service: each has its own part of the queue and its turns, and loses no stream."""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from millrace import keys
+from tests.kit.service import Service
+
+HELLO: Any = [{"role": "user", "content": "Hello there, how are you?"}]
+NAMES = ("acme", "lab", "Ünïcode & more")
+KEYS = {name: keys.new(name) for name in NAMES}
+PLACES = 6
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    file: Path = tmp_path_factory.mktemp("keys") / "keys.toml"
+    lines = "\n".join(line for _, line in KEYS.values())
+    file.write_text(f'[keys]\n{lines}\n[tenants.lab]\npriority = "high"\n')
+    env = {
+        "MILLRACE_KEYS": str(file),
+        "MILLRACE_TENANT_QUEUE": str(PLACES),
+        "MILLRACE_QUEUE": str(PLACES),
+        "MILLRACE_SLOTS": "2",
+        "MILLRACE_SIM_STEP_MS": "4",
+    }
+    made = asyncio.run(Service.start(env=env, engines=2))
+    yield made
+    asyncio.run(made.stop())
+
+
+@pytest.fixture
+async def clients(service: Service) -> AsyncIterator[dict[str, AsyncOpenAI]]:
+    made = {
+        name: AsyncOpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0, timeout=60)
+        for name, (key, _) in KEYS.items()
+    }
+    yield made
+    for client in made.values():
+        await client.close()
+
+
+async def text(client: AsyncOpenAI, seed: int, tokens: int) -> str:
+    stream = await client.chat.completions.create(
+        model="sim",
+        messages=HELLO,
+        seed=seed,
+        max_tokens=tokens,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+
+
+async def test_a_seed_says_the_same_for_all(clients: dict[str, AsyncOpenAI]) -> None:
+    """Whose key it is changes who waits, not what is said."""
+    said = [await text(client, 7, 20) for client in clients.values()]
+
+    assert [said[0]] * 3 == said
+
+
+async def test_a_flood_is_refused_to_itself(clients: dict[str, AsyncOpenAI]) -> None:
+    """A tenant has its places and no more; the others' requests go through all the while."""
+
+    async def outcome(name: str, seed: int) -> tuple[str, str]:
+        try:
+            await text(clients[name], seed, 60)
+        except openai.RateLimitError as error:
+            assert int(error.response.headers["retry-after"]) >= 1
+            return name, f"{error.code}"
+        return name, "fine"
+
+    flood = [asyncio.create_task(outcome("acme", seed)) for seed in range(30)]
+    await asyncio.sleep(0.3)
+    others = [asyncio.create_task(outcome(name, seed)) for name in NAMES[1:] for seed in range(PLACES)]
+    got = Counter(await asyncio.gather(*flood, *others))
+
+    assert {
+        ("acme", "fine"): PLACES,
+        ("acme", "queue_full"): 30 - PLACES,
+        ("lab", "fine"): PLACES,
+        (NAMES[2], "fine"): PLACES,
+    } == got
+
+
+async def test_streams_of_tenants_survive_an_engine(
+    service: Service, clients: dict[str, AsyncOpenAI]
+) -> None:
+    """kill -9 of an engine, with jobs of all tenants running and waiting: not a byte differs."""
+    wanted = [(name, seed) for name in NAMES for seed in range(4)]
+    calm = [await text(clients[name], seed, 80) for name, seed in wanted]
+    asking = [asyncio.create_task(text(clients[name], seed, 80)) for name, seed in wanted]
+    await asyncio.sleep(0.3)
+    for row in await service.rows("engine"):
+        os.kill(row.pid, signal.SIGKILL)
+        break
+    disturbed = await asyncio.gather(*asking)
+
+    assert calm == disturbed
+
+
+async def test_a_tenant_that_comes_later(service: Service) -> None:
+    """A key added to the file works without a restart, with places of its own."""
+    key, line = keys.new("later")
+    add(Path(service.env["MILLRACE_KEYS"]), line)
+    async with (
+        httpx.AsyncClient(base_url=service.url, headers={"x-api-key": key}) as http,
+        asyncio.timeout(20),
+    ):
+        body = {"model": "sim", "messages": HELLO, "max_tokens": 5}
+        while (answer := await http.post("/v1/chat/completions", json=body)).status_code == 401:
+            await asyncio.sleep(0.1)
+
+    assert 200 == answer.status_code, answer.text
+
+
+def add(file: Path, line: str) -> None:
+    file.write_text(file.read_text().replace("[keys]", f"[keys]\n{line}"))
