@@ -36,6 +36,11 @@ class Row(msgspec.Struct, frozen=True):
     room: int  # 0: no limit of its own
     restarts: int
     model: str
+    pressure: str = ""  # tight or short, of an engine
+
+    @property
+    def shown(self) -> str:
+        return self.pressure if self.pressure and self.state == "ready" else self.state
 
 
 class Ps(msgspec.Struct, frozen=True, tag="ps"):
@@ -170,7 +175,7 @@ def table(rows: list[Row]) -> str:
             row.role,
             str(row.pid),
             row.id,
-            row.state,
+            row.shown,
             f"{row.load}/{row.room}" if row.room else str(row.load),
             str(row.restarts),
             row.model,

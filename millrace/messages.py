@@ -344,6 +344,7 @@ class Here(Message, frozen=True):
     max_len: int = 0  # the model's context, as a tokenizer announces it
     counts: dict[str, int] = {}  # what went wrong so far: poisoned, dropped, ...
     voice: Voice = Voice()  # as a tokenizer announces it
+    pressure: str = ""  # an engine's memory or time is tight, or short
 
 
 # 10. gateway -> a model's engines: which tenants' jobs are waiting

@@ -35,9 +35,12 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     rm = action("rm", _rm, "remove a model from the store")
     convert = action("convert", _convert, "a Hugging Face folder becomes one that the engine runs")
     measure = action("eval", _eval, "measure a model on a text, beside its original if that is there")
-    for each in (show, verify, rm, measure):
+    plan = action("plan", _plan, "say what a model needs and what fits this machine, without loading it")
+    plan.add_argument("--slots", type=int, default=0, help="sequences at once (default: what fits, up to 16)")
+    plan.add_argument("--max-len", type=int, default=0, help="tokens of context (default: the model's)")
+    for each in (show, verify, rm, plan, measure):
         each.add_argument("name", help="as `millrace model ls` has it, or a folder")
-    for each in (ls, show, verify, measure):
+    for each in (ls, show, verify, plan, measure):
         each.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
     rm.add_argument("--yes", action="store_true", help="do not ask")
     measure.add_argument("text", type=Path, nargs="?", help="a file (default: what conversion measures on)")
@@ -236,6 +239,45 @@ def convert_into(
     if faults := made.quality.faults(made.quant):
         print(f"accepted, though {'; '.join(faults)}")
     print(f"converted in {time.monotonic() - began:.0f} s")
+
+
+def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int) -> int:
+    from millrace import capacity, plan
+    from millrace.machine import Machine
+
+    model = models.find(name, str(root))
+    if model.simulated:
+        raise ValueError(f"{name} is simulated: it has no weights, keys or values")
+    machine = Machine()
+    fitting = capacity.fit(plan.needs(model), machine.memory(), slots=slots, context=max_len)
+    made = plan.made(model, store.form_of(model), fitting, machine.cpus(), plan.bandwidth())
+    if as_json:
+        _print_json(made)
+        return 0
+    rows = [
+        ("model", f"{made.model} ({made.form})"),
+        (
+            "weights",
+            f"{size(made.weights)}, shared by the engines of a machine; a step reads {size(made.read)}",
+        ),
+        ("keys and values", f"{size(made.token)} a token"),
+        (
+            "machine",
+            f"{size(made.memory)}, of which {size(made.available)} are available; {made.cpus:g} CPUs",
+        ),
+        ("fits", f"{made.slots} slots of {made.max_len} tokens: {size(made.slots_bytes)}"),
+        ("", f"at most {made.most_slots} slots of {made.max_len} tokens, or {made.slots} of {made.longest}"),
+        ("engine", f"{size(made.resident)} in all, if every slot is full"),
+        ("bandwidth", f"{size(made.bandwidth)}/s, measured"),
+    ]
+    rows += [
+        ("tokens/s", f"{rate:.0f} of one stream that holds {held} tokens")
+        for held, rate in made.tokens_per_second.items()
+    ]
+    width = max(len(key) for key, _ in rows)
+    print("\n".join(f"{key:{width}}  {value}" for key, value in rows))
+    print(f"\ntokens/s = {capacity.SHARE} x bandwidth / (bytes a step reads + tokens held x bytes a token)")
+    return 0
 
 
 # -- how it is shown

@@ -13,7 +13,15 @@ from millrace.control import Row
 
 EVENTS = 8
 BAR = 12
-COLOURS = {"ready": "32", "starting": "33", "draining": "33", "silent": "31", "away": "31"}
+COLOURS = {
+    "ready": "32",
+    "starting": "33",
+    "draining": "33",
+    "tight": "33",
+    "short": "31",
+    "silent": "31",
+    "away": "31",
+}
 
 
 class View(Protocol):
@@ -117,9 +125,9 @@ def picture(
     ]
     for row in rows:
         before = f"{row.role:<11} {row.id:<18} {row.pid or '':>7} "[:columns]
-        state = f"{row.state:<8}"[: columns - len(before)]
+        state = f"{row.shown:<8}"[: columns - len(before)]
         after = f" {_bar(row):<{BAR + 8}} {row.restarts or '':>8}"[: columns - len(before) - len(state)]
-        lines.append(before + painted(state, COLOURS.get(row.state, "")) + after.rstrip())
+        lines.append(before + painted(state, COLOURS.get(row.shown, "")) + after.rstrip())
     # One line is the cursor's. Without it the terminal scrolls, and the next picture lands too low.
     lines = lines[: max(1, height - 1)]
     room = height - 1 - len(lines) - 1

@@ -61,4 +61,5 @@ class Seat:
             here.room if here else 0,
             self.restarts,
             here.model if here else "",
+            here.pressure if here else "",
         )

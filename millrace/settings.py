@@ -56,13 +56,14 @@ class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "demo"
     models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
-    slots: int = 16
+    slots: int = 0  # 0: as many as fit, at most 16
     chunk: int = 64  # prompt tokens that may join one decode step
     step_spans: float = 2.0  # engine.step spans a second, as a sample; 0: none
     max_len: int = 0
     prefix_cache_mb: int = 512
     prefix_disk_mb: int = 0
     prefix_dir: str = ""
+    sysroot: str = "/"  # where /proc and /sys are
     # The simulated model's costs. A step takes step + row x decoding rows + token x prompt tokens.
     sim_step_ms: float = 4.0
     sim_row_ms: float = 0.25

@@ -379,7 +379,7 @@ class Supervisor:
         up = all(seat.ready.is_set() for seat in self._seats if seat.role == NATS)
         now = time.monotonic() if up else None
         guests = [
-            Row(here.role, here.pid, here.id, here.state, here.load, here.room, 0, here.model)
+            Row(here.role, here.pid, here.id, here.state, here.load, here.room, 0, here.model, here.pressure)
             for here, _ in self._guests.values()
         ]
         return [*(seat.row(now) for seat in self._seats), *guests]

@@ -1,21 +1,28 @@
 """The engine's I/O: jobs are pulled, claims asked, frames sent; the steps run in a thread of their own."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
+from millrace import capacity, models, settings
 from millrace import messages as m
-from millrace import models, settings
 from millrace.actor import Actor
 from millrace.bus import Bus, Delivery, Inbox, NoAnswer, NoResponder
+from millrace.capacity import SLOTS
+from millrace.columns import size
+from millrace.machine import Machine, resident
 from millrace.messages import Here, Message
 from millrace.subjects import BELL, ENGINE, GATEWAY, Role, model_key
 from millrace.telemetry import Context, wall
 from services.engine import sim
 from services.engine.loop import Model, Noted, StepLoop
 from services.engine.prefix import Prefixes
+from services.engine.pressure import Level, Pressure, Sample
 from services.engine.roster import Ask, Effect, Roster
 from services.engine.scheduler import Chunk, Output, Scheduler, Step
 from services.engine.sequence import Sequence
@@ -23,6 +30,7 @@ from services.engine.shelf import FileShelf
 from services.engine.turns import Turns
 
 TICK_S = 0.05
+WATCH_S = 0.25
 CLAIM_S = 0.4
 """An owner answers in well under a millisecond; beyond this it is away, and the job comes again."""
 
@@ -32,13 +40,35 @@ log = logging.getLogger("millrace.engine")
 async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
     folder = models.find(given.model, given.models)
     if folder.simulated:
+        given = msgspec.structs.replace(given, slots=given.slots or SLOTS)
         model: Model = simulated(folder, given)
     else:
+        given = await asyncio.to_thread(fitted, folder, given)
         model = await asyncio.to_thread(real, folder, given)
     if given.prefix_disk_mb and model.places:
         model.shelf = shelf(model, given)
     max_len = min(folder.max_len, given.max_len or folder.max_len)
     return EngineActor(bus, id, folder.name, given, model, max_len)
+
+
+def fitted(folder: models.Model, given: settings.Engine) -> settings.Engine:
+    """With the slots, and the room for prefixes, that this machine has memory for."""
+    from millrace import plan  # noqa: PLC0415 - the simulated engine starts without ONNX
+
+    prefixes = given.prefix_cache_mb << 20
+    try:
+        memory = Machine(given.sysroot).memory()
+        fit = capacity.fit(
+            plan.needs(folder), memory, slots=given.slots, context=given.max_len, prefixes=prefixes
+        )
+    except ValueError as error:
+        raise settings.SettingError(f"model: {error}") from None
+    log.info("%s; a slot holds a whole context, so what is admitted can end", fit)
+    if not given.slots and fit.slots < SLOTS:
+        log.warning("memory for %d slots of %d tokens, not for %d", fit.slots, fit.context, SLOTS)
+    if fit.prefixes < prefixes:
+        log.warning("memory for prefixes of %s, not of %d MB", size(fit.prefixes), given.prefix_cache_mb)
+    return msgspec.structs.replace(given, slots=fit.slots, prefix_cache_mb=fit.prefixes >> 20)
 
 
 def real(folder: models.Model, given: settings.Engine) -> Model:
@@ -98,6 +128,8 @@ class EngineActor(Actor):
         super().__init__(bus, id)
         self._name = name
         self._slots = given.slots
+        self._machine = Machine(given.sysroot)
+        self._pressure = Pressure(given.slots)
         self._model = model
         loop = asyncio.get_running_loop()
         self._prefixes = Prefixes(model.places, model.shelf)
@@ -113,7 +145,7 @@ class EngineActor(Actor):
         )
         self._roster = Roster(id, given.slots, self._steps, time.monotonic(), wall)
         self._turns = Turns(model_key(name), given.slots, self._roster)
-        self._pull = bus.pull(model_key(name), lambda: self._roster.room, self._job, self._turns)
+        self._pull = bus.pull(model_key(name), self._room, self._job, self._turns)
 
     async def start(self) -> None:
         await asyncio.to_thread(warm_up, self._model)
@@ -122,12 +154,23 @@ class EngineActor(Actor):
         await self.bus.listen(Inbox(BELL.to(model_key(self._name)), m.ToEngines, self._rung))
         await self._pull.start()
         self.spawn(self._tick())
+        self.spawn(self._watch())
 
     def here(self, state: str, pid: int) -> Here:
         counts = {**self.bus.counts, **self._roster.counts, **self._prefixes.counts}
         if self._model.shelf is not None:
             counts |= self._model.shelf.counts
-        return Here(self.role, self.id, pid, state, self._roster.load, self._slots, self._name, counts=counts)
+        return Here(
+            self.role,
+            self.id,
+            pid,
+            state,
+            self._roster.load,
+            self._slots,
+            self._name,
+            counts={**counts, **self._pressure.counts},
+            pressure=self._pressure.name,
+        )
 
     @property
     def _cache_used(self) -> float:
@@ -188,6 +231,29 @@ class EngineActor(Actor):
 
     def _noted(self, noted: Noted) -> None:
         self._do(self._roster.noted(noted, self._cache_used))
+
+    def _room(self) -> int:
+        return self._pressure.room(self._roster.room, self._roster.load)
+
+    async def _watch(self) -> None:
+        while True:
+            # A machine that cannot be looked at is no reason to end.
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                sample = Sample(self._machine.memory(), self._machine.throttled(), resident())
+                if self._pressure.sample(sample):
+                    self._told_of(sample)
+            await asyncio.sleep(WATCH_S)
+
+    def _told_of(self, sample: Sample) -> None:
+        said = {
+            Level.CALM: "memory and processor time suffice again",
+            Level.TIGHT: "memory or processor time is tight: half of the slots at most are filled",
+            Level.SHORT: "memory is short: no new requests are taken; what runs, runs on",
+        }[self._pressure.level]
+        level = logging.WARNING if self._pressure.level else logging.INFO
+        free, total = size(sample.memory.available), size(sample.memory.total)
+        log.log(level, "%s (%s of %s are available, %s are ours)", said, free, total, size(sample.resident))
+        self._pull.wake()
 
     async def _tick(self) -> None:
         while True:

@@ -11,7 +11,6 @@ packed copy, so there are two only, and a chunk without rows gets a row of no co
 import hashlib
 import math
 import mmap
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from millrace.convert import card
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
+from millrace.machine import Machine
 from services.engine.prefix import BLOCK
 from services.engine.sample import Candidates
 from services.engine.scheduler import Chunk, Copy, Fetch, Keep, Load, Shelve, Step, Swap
@@ -215,7 +215,7 @@ def _mapped(kind: type[np.generic], *shape: int) -> Array:
 
 
 def cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return max(1, int(Machine().cpus()))
 
 
 def _options(threads: int, spin_us: int, *, prepared: bool) -> ort.SessionOptions:

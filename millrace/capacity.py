@@ -1,0 +1,116 @@
+"""What fits into a machine, and what to expect of it: arithmetic alone.
+
+    resident = BASE + weights + (slots + 1) x (context x token + logits) + prefixes        bytes, at most
+    tokens/s = SHARE x bandwidth / (read + context x token)                                of one stream
+
+A slot holds a whole context from the first token on, so what was admitted can always end: no running
+sequence waits for memory. (One slot more than asked for is the engine's own.)
+"""
+
+from dataclasses import dataclass, replace
+
+from millrace.columns import size
+
+SLOTS = 16
+"""Where nobody says how many, and so many fit."""
+
+BASE = 256 << 20
+"""An engine without a model, and what its steps need in passing: 120 MB and some tens, measured; doubled."""
+
+USABLE = 0.9
+"""Of a machine's memory; the rest is the system's, and the other processes' of the service."""
+
+SHARE = 0.6
+"""Of the memory's bandwidth, by one decoding stream: 57 % was measured with 135 million parameters, 66 % with
+600 million. With a few million it is less: what a step costs besides then counts."""
+
+
+class CannotFit(ValueError):
+    """It never will on this machine; the message has the numbers."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model takes."""
+
+    weights: int  # bytes in memory
+    read: int  # of them, by one step of decoding
+    token: int  # bytes of keys and values of one token
+    vocab: int
+    context: int  # tokens, as the model has it
+
+    @property
+    def logits(self) -> int:
+        return 4 * self.vocab
+
+    def slot(self, context: int) -> int:
+        return context * self.token + self.logits
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of a machine, or of the part of it that its processes may use."""
+
+    total: int
+    available: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    needs: Needs
+    memory: Memory
+    slots: int
+    context: int
+    prefixes: int  # bytes
+
+    @property
+    def slots_bytes(self) -> int:
+        return (self.slots + 1) * self.needs.slot(self.context)
+
+    @property
+    def resident(self) -> int:
+        return BASE + self.needs.weights + self.slots_bytes + self.prefixes
+
+    @property
+    def most_slots(self) -> int:
+        """With contexts of this length."""
+        return max(0, self._room // self.needs.slot(self.context) - 1)
+
+    @property
+    def longest(self) -> int:
+        """The longest context with so many slots."""
+        each = self._room // (self.slots + 1) - self.needs.logits
+        return max(0, min(self.needs.context, each // self.needs.token if self.needs.token else each))
+
+    @property
+    def _room(self) -> int:
+        return max(0, int(self.memory.total * USABLE) - BASE - self.needs.weights)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.slots} slots of {self.context} tokens take up to {size(self.slots_bytes)} "
+            f"({size(self.needs.token)} a token), weights {size(self.needs.weights)}, "
+            f"prefixes up to {size(self.prefixes)}: {size(self.resident)} in all. The machine has "
+            f"{size(self.memory.total)}, of which {size(self.memory.available)} are available"
+        )
+
+
+def fit(needs: Needs, memory: Memory, *, slots: int = 0, context: int = 0, prefixes: int = 0) -> Fit:
+    """As asked for, if that can fit; as many slots as fit where none were asked for, and prefixes in what is
+    left. `context` 0 is the model's own."""
+    context = min(context or needs.context, needs.context)
+    tried = Fit(needs, memory, slots or SLOTS, context, 0)
+    if not slots:
+        tried = replace(tried, slots=max(1, min(SLOTS, tried.most_slots)))
+    if tried.slots > tried.most_slots:
+        raise CannotFit(
+            f"{tried}. At most {tried.most_slots} slots of {context} tokens fit, or {tried.slots} of "
+            f"{tried.longest}: set --slots or --max-len"
+        )
+    left = int(memory.total * USABLE) - tried.resident
+    return replace(tried, prefixes=max(0, min(prefixes, left)))
+
+
+def tokens_per_second(needs: Needs, bandwidth: float, context: int) -> float:
+    """Of one stream that has come so far."""
+    return SHARE * bandwidth / (needs.read + context * needs.token)

@@ -1,0 +1,110 @@
+"""What a model needs, from its files and without loading it; and how fast this machine's memory is."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import numpy as np
+
+from millrace import models
+from millrace.capacity import Fit, Needs, tokens_per_second
+
+WEIGHT_BYTES = {"int8": 1.0, "int4": 0.625, "fp32": 4.0}
+"""Of a linear layer's weight; four bits come in blocks of 32 with a scale each."""
+
+PACKED_COPIES = {"int8": 0, "int4": 2, "fp32": 2}
+"""Copies beside the file: only 8-bit weights are mapped as they are used, the others each session packs."""
+
+PROBE_BYTES = 256 << 20
+"""Far more than any cache of a processor."""
+
+PROBE_S = 0.5
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What `millrace model plan` prints."""
+
+    model: str
+    form: str
+    weights: int  # bytes
+    read: int  # bytes of weights, by one step
+    token: int  # bytes
+    context: int  # tokens, as the model has it
+    memory: int
+    available: int
+    cpus: float
+    slots: int
+    max_len: int
+    slots_bytes: int
+    most_slots: int
+    longest: int
+    resident: int
+    bandwidth: int  # bytes a second
+    tokens_per_second: dict[int, float]  # of one stream, by what it holds
+
+
+def needs(model: models.Model) -> Needs:
+    """ValueError if the model's files do not tell."""
+    from millrace.convert import card, read_architecture  # noqa: PLC0415 - ONNX, which takes a second
+
+    if model.guest:
+        from millrace.guest import form  # noqa: PLC0415
+
+        guest = form.load(model.folder)
+        files = sum(
+            path.stat().st_size
+            for path in model.folder.rglob("*")
+            if path.suffix != ".json" and path.is_file()
+        )
+        # Grown keys and values are there twice, before a step and after it.
+        token = guest.form.token_bytes * (1 if guest.in_place else 2)
+        return Needs(2 * files, files, token, guest.vocab, model.max_len)
+    if model.converted:
+        of = card.load(model.folder)
+        data = models.inside(model.folder, of.data).stat().st_size
+        linear = max(0, data - 2 * of.vocab * of.hidden)  # one row of the words' table is read, not all
+        held = data + PACKED_COPIES[of.quant] * linear
+        return Needs(held, linear, of.token_bytes, of.vocab, of.max_len)
+    a = read_architecture(model.folder)
+    layer = a.hidden * (a.q_dim + 2 * a.kv_dim) + a.q_dim * a.hidden + 3 * a.hidden * a.inner
+    linear = int((len(a.layers) * layer + a.vocab * a.hidden) * WEIGHT_BYTES["int8"])
+    token = 2 * len(a.layers) * a.kv_heads * a.head_dim
+    return Needs(linear + 2 * a.vocab * a.hidden, linear, token, a.vocab, a.max_len)
+
+
+def made(model: models.Model, form: str, fitting: Fit, cpus: float, bandwidth: float) -> Plan:
+    needed = fitting.needs
+    marks = sorted({0, fitting.context // 2, fitting.context})
+    return Plan(
+        model=model.name,
+        form=form,
+        weights=needed.weights,
+        read=needed.read,
+        token=needed.token,
+        context=needed.context,
+        memory=fitting.memory.total,
+        available=fitting.memory.available,
+        cpus=cpus,
+        slots=fitting.slots,
+        max_len=fitting.context,
+        slots_bytes=fitting.slots_bytes,
+        most_slots=fitting.most_slots,
+        longest=fitting.longest,
+        resident=fitting.resident,
+        bandwidth=int(bandwidth),
+        tokens_per_second={mark: round(tokens_per_second(needed, bandwidth, mark), 1) for mark in marks},
+    )
+
+
+def bandwidth() -> float:
+    """Bytes a second that all processors together read from memory: the best of some passes."""
+    count = len(os.sched_getaffinity(0))
+    parts = np.array_split(np.ones(PROBE_BYTES // 4, np.float32), count)  # written, so that it is there
+    best, end = float("inf"), time.perf_counter() + PROBE_S
+    with ThreadPoolExecutor(count) as pool:
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            list(pool.map(np.max, parts))
+            best = min(best, time.perf_counter() - began)
+    return PROBE_BYTES / best
