@@ -217,7 +217,9 @@ class Scheduler:
                 row.slot = there
                 yield Swap(here, row.computed, there, other.computed if other else 0)
 
-    def postprocess(self, step: Step, tokens: list[int], odds: list[Odds | None] = []) -> list[Output]:  # noqa: B006 - never written to
+    def postprocess(
+        self, step: Step, tokens: list[int], odds: list[Odds | None] | None = None
+    ) -> list[Output]:
         """The step has run, and these are the tokens of its samples, and their odds, if any is wanted."""
         samples = step.samples
         for row in step.rows:

@@ -20,6 +20,7 @@ from services.detokenizer import scribe
 from services.detokenizer.scribe import Scribe
 from services.engine import roster
 from services.engine.loop import StepLoop
+from services.engine.odds import odds
 from services.engine.prefix import Prefixes
 from services.engine.roster import Roster
 from services.engine.sample import choose
@@ -36,6 +37,7 @@ PLACES = 12  # for blocks of prefixes: too few for all
 VOCABULARY = Vocabulary(words=list(range(8, 250)), eos=2)
 POISON = 666
 EOS = 0.004
+EDITED: dict[str, Any] = {"repetition": 1.3, "presence": 0.5, "frequency": 0.4, "bias": {9: 11.0, 10: -2.0}}
 QUIET_S = 60.0
 """Longest a request may take once the faults are over; anything slower is a hang."""
 
@@ -51,6 +53,10 @@ class PoisonedModel(SimModel):
         return super().run(step)
 
 
+def _spelling(token: int) -> bytes:
+    return f"{token}.".encode()
+
+
 class Speller:
     """A decoder whose every third token completes the two before it."""
 
@@ -58,7 +64,7 @@ class Speller:
         self._held = ""
 
     def spell(self, token_id: int) -> bytes:
-        return f"{token_id}.".encode()
+        return _spelling(token_id)
 
     def step(self, token_id: int) -> str:
         self._held += f"{token_id}."
@@ -113,6 +119,7 @@ class Breakage:
 class World:
     def __init__(self, seed: int, breakage: Breakage | None = None):
         self.random = random.Random(seed)
+        self._wants = random.Random(seed)  # what changes nothing about the faults
         self.now = 0.0
         self.trace: list[str] = []
         self._breakage = breakage or Breakage()
@@ -265,10 +272,19 @@ class World:
             r.choice([0.0, 0.7, 1.3]),
             r.choice([1.0, 0.9]),
             r.choice([0, 5]),
+            **self._wants.choice([{}, {}, EDITED]),
         )
         # some answers outlast the faults, so that a holder cut off meanwhile comes back to a live request
         length = r.randint(1, r.choice([40, 40, 250]))
-        prompt = m.Prompt(f"gw-{index:032x}", 1, "sim", m.Ids(ids), sampling, length)
+        prompt = m.Prompt(
+            f"gw-{index:032x}",
+            1,
+            "sim",
+            m.Ids(ids),
+            sampling,
+            length,
+            logprobs=self._wants.choice([-1, -1, 2]),
+        )
         cancel = r.uniform(0, 1) if r.random() < 0.15 else None
         return Wish(
             prompt, ids, [f"{r.randrange(0, 10)}."] if r.random() < 0.3 else [], r.uniform(0, 2), cancel
@@ -310,6 +326,7 @@ class World:
             prompt.sampling,
             prompt.max_tokens or 0,
             stop_ids=[VOCABULARY.eos],
+            logprobs=prompt.logprobs,
         )
         self.queue[self._seq] = Stored(job)
         seq, count = self._seq, len(wish.ids)
@@ -598,13 +615,22 @@ def explained(wish: Wish, kinds: int) -> str:
     sequence = Sequence(
         prompt.request, len(wish.ids), list(wish.ids), prompt.sampling, prompt.max_tokens or 0, 0, eos, 1, 0
     )
+    sequence.logprobs = prompt.logprobs
     writer = Scribe("d", lambda keep: Speller())
     writer.opened(m.Opened(prompt.request, 1, "e", [], wish.stops), 0.0)
     for index, piece in enumerate(wish.got):
         step = Step([], Chunk(sequence, sequence.computed, len(sequence.tokens) - sequence.computed))
-        choices = {choose(model.run(step), [sequence])[0] for model in models}
+        found = [model.run(step) for model in models]
+        choices = [choose(candidates, [sequence])[0] for candidates in found]
         if piece.token not in choices:
             return f"token {index} is {piece.token}, not one of {choices}"
+        told = [
+            _spelled(piece.token, odds(candidates, [sequence], [piece.token]))
+            for candidates, choice in zip(found, choices, strict=True)
+            if choice == piece.token
+        ]
+        if piece.odds not in told:
+            return f"the odds of token {index} are {piece.odds}, not one of {told}"
         sequence.computed = len(sequence.tokens)
         finish = sequence.append(piece.token)
         run = m.Run(prompt.request, 1, index, [piece.token], finish)
@@ -616,6 +642,15 @@ def explained(wish: Wish, kinds: int) -> str:
     if not wish.cancelled and not (wish.got and wish.got[-1].finish):
         return "it ends without a finish"
     return ""
+
+
+def _spelled(token: int, told: list[m.Odds | None]) -> m.SpelledOdds | None:
+    if not told or told[0] is None:
+        return None
+    best = zip(told[0].best, told[0].logprobs, strict=True)
+    return m.SpelledOdds(
+        m.Likely(_spelling(token), told[0].logprob), [m.Likely(_spelling(id), value) for id, value in best]
+    )
 
 
 def verdict(world: World) -> list[str]:
