@@ -52,9 +52,9 @@ BODIES = [
     _body(1, 3, 250, temperature=0),
     _body(2, 40, 170, temperature=0),
     _body(3, 400, 120, temperature=0),
-    _body(4, 5, 250),
-    _body(5, 90, 220, temperature=1.3, top_p=0.9),
-    _body(6, 200, 150, temperature=0.7, top_k=5),
+    _body(4, 5, 250, logprobs=True, top_logprobs=3),
+    _body(5, 90, 220, temperature=1.3, top_p=0.9, repetition_penalty=1.2, frequency_penalty=0.4),
+    _body(6, 200, 150, temperature=0.7, top_k=5, presence_penalty=-0.5, logit_bias={"300": 9, "301": 5}),
     _body(7, 12, 240, min_tokens=60, stop=["never said", ""]),
     _body(8, 30, 250, temperature=0.9, ignore_eos=True, stop=[""]),
 ]
