@@ -25,6 +25,7 @@ check: setup       ## style, types, and that generated docs are current
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m tests.contract.wire --check
+	$(BIN)/python -m tests.contract.chart --check
 
 fmt: setup
 	$(BIN)/ruff check --fix .
@@ -42,8 +43,9 @@ simulate: setup    ## the protocol's state machines in SEEDS simulated worlds
 bench: setup       ## what it costs, measured here and now
 	$(BIN)/python -m bench $(ARGS)
 
-docs: setup        ## write docs/wire.md from the contracts
+docs: setup        ## write docs/wire.md and deploy/helm/nats.yaml from the contracts
 	$(BIN)/python -m tests.contract.wire
+	$(BIN)/python -m tests.contract.chart
 
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-header --no-annotate --quiet
