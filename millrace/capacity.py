@@ -104,8 +104,8 @@ def fit(needs: Needs, memory: Memory, *, slots: int = 0, context: int = 0, prefi
         tried = replace(tried, slots=max(1, min(SLOTS, tried.most_slots)))
     if tried.slots > tried.most_slots:
         raise CannotFit(
-            f"{tried}. At most {tried.most_slots} slots of {context} tokens fit, or {tried.slots} of "
-            f"{tried.longest}: set --slots or --max-len"
+            f"{tried}. At most {tried.most_slots} slots of {context} tokens fit, with {tried.slots} slots "
+            f"{tried.longest} tokens at most: set --slots or --max-len"
         )
     left = int(memory.total * USABLE) - tried.resident
     return replace(tried, prefixes=max(0, min(prefixes, left)))

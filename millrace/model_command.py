@@ -50,6 +50,8 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="its original (default: the folder that it was made from)",
     )
+    clean = action("clean", _clean, "remove what this machine keeps of models and does not need any more")
+    clean.add_argument("--all", dest="everything", action="store_true", help="what it may need, too")
     pull = action("pull", _pull, "get a model from the Hugging Face Hub, and convert it")
     pull.add_argument("repo", help="org/repo, or org/repo@revision")
     _conversion(pull)
@@ -175,6 +177,17 @@ def _rm(root: Path, name: str, yes: bool) -> int:
             return 1
     store.remove(root, name)
     print(f"{name} is removed")
+    return 0
+
+
+def _clean(root: Path, everything: bool) -> int:
+    from millrace import cache
+
+    kept = cache.root()
+    for path, why in cache.tidy(kept, everything=everything).items():
+        print(f"removed {path}: {why}")
+    found = cache.copies(kept)
+    print(f"{len(found)} copies of {size(sum(copy.bytes for copy in found))} are in {kept}")
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from millrace import capacity, models, settings
+from millrace import cache, capacity, models, settings
 from millrace import messages as m
 from millrace.actor import Actor
 from millrace.bus import Bus, Delivery, Inbox, NoAnswer, NoResponder
@@ -76,12 +76,13 @@ def real(folder: models.Model, given: settings.Engine) -> Model:
 
     if folder.guest:
         return guest.opened(folder, given.slots, given.max_len, prepare.machine())
-    root = prepare.cache_root()
+    root = cache.root()
     try:
         ready = prepare.converted(folder, root)
     except ValueError as error:
         raise settings.SettingError(f"model: {error}") from None
     graphs = prepare.prepared(ready, root)
+    prepare.tidied(root)
     model = session.OrtModel(
         ready,
         given.slots,

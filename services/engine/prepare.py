@@ -13,13 +13,12 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from millrace import whole
+from millrace import __version__, cache, whole
 from millrace.convert import card, convert
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
@@ -34,15 +33,11 @@ log = logging.getLogger("millrace.engine")
 SAY_S = 5.0  # between two lines about a conversion's progress
 
 
-def cache_root(env: Mapping[str, str] = os.environ) -> Path:
-    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
-
-
 def converted(model: Model, root: Path) -> Path:
     """The model in our form: its own folder, or one in the cache."""
     if model.converted:
         return model.folder
-    known = hashlib.sha256((model.folder / "config.json").read_bytes())
+    known = hashlib.sha256((model.folder / "config.json").read_bytes() + __version__.encode())
     for path in sorted(model.folder.glob("*.safetensors*")):
         status = inside(model.folder, path.name).stat()
         known.update(f"{path.name} {status.st_size} {status.st_mtime_ns} {card.VERSION}".encode())
@@ -59,7 +54,14 @@ def converted(model: Model, root: Path) -> Path:
 
         with contextlib.suppress(FileExistsError), whole.making(out, _another) as made:
             convert(model.folder, made, progress=progress)
-    return out
+            cache.note(made, cache.Of(str(model.folder), known.hexdigest()))
+    return cache.used(out)
+
+
+def tidied(root: Path) -> None:
+    """What is not wanted any more is removed; the log says what, and why."""
+    for path, why in cache.tidy(root).items():
+        log.info("removed %s: %s", path, why)
 
 
 def _another() -> None:
@@ -77,11 +79,13 @@ def prepared(folder: Path, root: Path) -> Path | None:
         return None
     out = root / "prepared" / hashlib.sha256(f"{of.digest} {machine()}".encode()).hexdigest()[:32]
     if out.exists():
-        return out
+        return cache.used(out)
     try:
         with whole.making(out, _another) as made:
             made.mkdir()
             _prepare(folder, of, made)
+            kind = hashlib.sha256(machine().encode()).hexdigest()
+            cache.note(made, cache.Of(str(folder), of.digest, kind))
             if not np.array_equal(
                 _sample(OrtModel(folder, 2, 4)), _sample(OrtModel(folder, 2, 4, graphs=made))
             ):

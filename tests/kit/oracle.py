@@ -1,12 +1,11 @@
 """What the shipped model must answer: its logits computed here, its tokens by the slow sampler."""
 
-import os
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from millrace import models
+from millrace import cache, models
 from millrace.messages import Sampling
 from services.engine import prepare
 from services.engine.sample import uniform
@@ -20,7 +19,7 @@ Row = npt.NDArray[np.float64]
 
 class Oracle:
     def __init__(self) -> None:
-        root = prepare.cache_root(os.environ)
+        root = cache.root()
         folder = prepare.converted(models.find("demo"), root)
         self._model = OrtModel(folder, 1, 512, max_len=512, graphs=prepare.prepared(folder, root))
         self.vocab = self._model.card.vocab

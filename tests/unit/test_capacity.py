@@ -56,7 +56,7 @@ def test_what_never_fits_is_refused_with_the_numbers() -> None:
     text = str(caught.value)
 
     assert "16 slots of 40960 tokens take up to 39.7 GB (57.0 kB a token), weights 1.1 GB" in text
-    assert "The machine has 8.6 GB" in text and "At most 1 slots of 40960 tokens fit, or 16 of" in text
+    assert "The machine has 8.6 GB" in text and "At most 1 slots of 40960 tokens fit, with 16 slots" in text
     assert "--slots" in text and "--max-len" in text
 
 

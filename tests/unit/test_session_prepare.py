@@ -1,5 +1,7 @@
 """What a machine keeps of a model: prepared graphs give the same bits, once made they are used again."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
 from tests.kit.checkpoint import write_checkpoint
 from tests.kit.models import FAMILIES
+from tests.kit.service import environment
 
 
 def logits(model: OrtModel) -> list[npt.NDArray[np.float32]]:
@@ -69,6 +72,32 @@ def test_a_hub_folder_is_converted_once(tmp_path: Path) -> None:
     assert stamp == (first / "millrace.json").stat().st_mtime_ns
     write_checkpoint(tmp_path / "hub", FAMILIES["llama2"], seed=1)
     assert first != prepare.converted(model, tmp_path / "cache")
+
+
+COLD = """
+import logging, sys
+import subprocess
+import sys
+from pathlib import Path
+from millrace import models
+from services.engine import prepare
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+ready = prepare.converted(models.find(sys.argv[1]), Path(sys.argv[2]))
+print(prepare.prepared(ready, Path(sys.argv[2])))
+"""
+
+
+def test_two_cold_engines_convert_once(tmp_path: Path) -> None:
+    """The second waits for the first, says so, and has the same."""
+    hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
+    command = [sys.executable, "-c", COLD, str(hub), str(tmp_path / "cache")]
+    both = [
+        subprocess.Popen(command, env=environment({}), stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [process.communicate()[0].splitlines() for process in both]
+
+    assert said[0][-1] == said[1][-1] != "None"
+    assert 1 == sum("converting: 0 of" in line for lines in said for line in lines)
 
 
 def test_our_own_form_is_used_where_it_lies(tmp_path: Path) -> None:
