@@ -43,7 +43,7 @@ class Hop(msgspec.Struct, array_like=True, frozen=True):
     links: list[str] = []  # traceparents of the requests it was done for, where that is not one
 
 
-# 1. gateway -> tokenizer (request), and its two answers
+# 1. gateway -> tokenizer (request), and its answers
 
 
 class Chat(Message, frozen=True):
@@ -117,6 +117,31 @@ class Refused(Message, frozen=True):
 
     def failure(self) -> Failure:
         return Failure(self.code, self.message, param=self.param)
+
+
+class Encode(Message, frozen=True):
+    """What are the token ids of this? Nothing is queued."""
+
+    input: Chat | Text
+    want: Literal["count", "ids", "texts"] = "ids"  # texts: ids too
+    add_special: bool = True  # what the tokenizer itself puts around a text; never around a chat
+    add_generation_prompt: bool = True  # of a chat
+
+
+class Encoded(Message, frozen=True):
+    count: int
+    ids: bytes = b""  # little-endian uint32
+    texts: list[str] = []  # as the vocabulary spells them
+
+
+class Decode(Message, frozen=True):
+    """What is the text of these token ids?"""
+
+    ids: bytes  # little-endian uint32
+
+
+class Decoded(Message, frozen=True):
+    text: str
 
 
 # 2. tokenizer -> JOBS stream -> engine
@@ -377,7 +402,7 @@ class DeadLetter(Message, frozen=True):
     prompt_tokens: int
 
 
-ToTokenizer = Prompt
+ToTokenizer = Prompt | Encode | Decode
 FromTokenizer = Admitted | Refused
 ToGateway = Claim | Recall | Delta | Yielded | Hops
 ClaimReply = Granted | Wait | Gone

@@ -55,7 +55,12 @@ class Send:
 
 
 TOKENIZER = Subject(
-    "mr.tok.{}", (m.Prompt,), (m.Admitted, m.Refused), (G,), (T,), "queue group of a model's tokenizers"
+    "mr.tok.{}",
+    (m.Prompt, m.Encode, m.Decode),
+    (m.Admitted, m.Refused, m.Encoded, m.Decoded),
+    (G,),
+    (T,),
+    "queue group of a model's tokenizers",
 )
 JOB = Subject(
     "mr.job.{}.{}.{}",

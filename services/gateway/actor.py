@@ -7,6 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from millrace import messages as m
 from millrace import settings
@@ -362,6 +363,31 @@ class GatewayActor(Actor):
                 bell = m.Bell([m.Waiting(model_key(t.name), t.priority, t.weight, t.share) for t in turn])
                 for name in self._models:
                     self.bus.publish(BELL.to(model_key(name)), bell)
+
+    async def encode(self, model: str, wanted: m.Encode) -> m.Encoded:
+        answer: m.Encoded = await self._consult(model, wanted, m.Encoded)
+        return answer
+
+    async def decode(self, model: str, wanted: m.Decode) -> m.Decoded:
+        answer: m.Decoded = await self._consult(model, wanted, m.Decoded)
+        return answer
+
+    async def _consult(self, model: str, message: Message, answer: Any) -> Any:
+        """Ask a tokenizer what leaves no trace, and again while none answers."""
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                told = await self.bus.request(
+                    TOKENIZER.to(model_key(model)), message, answer | m.Refused, ADMIT_S
+                )
+            except (NoResponder, NoAnswer):
+                if time.monotonic() + 0.05 >= give_up:
+                    raise Failure(Code.UNAVAILABLE, "no tokenizer answers", retry_after=1.0) from None
+                await asyncio.sleep(0.05)
+                continue
+            if isinstance(told, m.Refused):
+                raise told.failure()
+            return told
 
     def _retry_after(self) -> float:
         """When a place in the queue is likely, spread so that the refused do not all come back at once."""

@@ -20,12 +20,12 @@ from millrace.errors import Code, Failure
 from millrace.settings import Gateway
 from services.gateway import fault
 from services.gateway.attend import attended, read_body
+from services.gateway.body import refused
 from services.gateway.connection import connection_of
 from services.gateway.desk import Answer, Ask, Desk, Model
 from services.gateway.siblings import opened
 from services.gateway.speech import Speech, listen
 from services.gateway.stream import EventStream, Telling
-from services.gateway.visit import Visit
 
 log = logging.getLogger("millrace.gateway")
 
@@ -58,9 +58,12 @@ class Counter:
             raise Failure(Code.UNAVAILABLE, "No model is being served yet.")
         raise Failure(Code.MODEL_NOT_FOUND, f"The model '{name[:200]}' does not exist.", param="model")
 
-    def terms(self, scope: Scope) -> dict[str, Any]:
-        """What an `Ask` has from the request around its body."""
-        return {"visit": Visit.of(scope)}
+    def only(self) -> str:
+        """The name of the model, for a request without one."""
+        models = self.desk.models()
+        if len(models) > 1:
+            raise refused("model", "Missing parameter: 'model'.")
+        return models[0].name if models else ""
 
     def generating(self, take: Callable[[bytes, Scope], Order]) -> ASGIApp:
         """Answers with what the model generates."""

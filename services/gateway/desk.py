@@ -5,7 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from millrace.messages import Chat, Finish, Ids, Sampling, SpelledOdds, Text, Voice
+from millrace.messages import (
+    Chat,
+    Decode,
+    Decoded,
+    Encode,
+    Encoded,
+    Finish,
+    Ids,
+    Sampling,
+    SpelledOdds,
+    Text,
+    Voice,
+)
 from services.gateway.visit import Visit
 
 
@@ -110,6 +122,12 @@ class Desk(Watch, Protocol):
     async def open(self, ask: Ask) -> Answer:
         """Returns once the job is queued. Raises `Failure`: queue_full, context_length_exceeded, ..."""
         ...
+
+    async def encode(self, model: str, wanted: Encode) -> Encoded:
+        """What a tokenizer makes of it. Raises `Failure`."""
+        ...
+
+    async def decode(self, model: str, wanted: Decode) -> Decoded: ...
 
     def models(self) -> list[Model]: ...
 

@@ -4,7 +4,7 @@ import asyncio
 import struct
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,13 +14,18 @@ from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.errors import Code, Failure
 from millrace.messages import Here, Message, Voice
-from millrace.subjects import TOKENIZER, Role, lane_of, model_key
+from millrace.subjects import JOBS, TOKENIZER, Role, lane_of, model_key
 from millrace.telemetry import Context, wall
 from services.tokenizer.encode import Encoder
 from services.tokenizer.voice import thinking
 
 STORE_S = 1.0
 """A full disk answers nothing at all, and a healthy store answers in milliseconds."""
+
+LARGEST = JOBS.max_msg_size
+"""NATS carries a little more than this, and drops what is larger."""
+
+Told = TypeVar("Told", m.Encoded, m.Decoded)
 
 CREDIT = 32
 """Prompts under way at once: rendering holds the process, but waiting for the store does not."""
@@ -48,7 +53,7 @@ class TokenizerActor(Actor):
 
     async def start(self) -> None:
         subject = TOKENIZER.to(self._key)
-        await self.bus.listen(Inbox(subject, m.ToTokenizer, self._prompt, queue="tokenizers", credit=CREDIT))
+        await self.bus.listen(Inbox(subject, m.ToTokenizer, self._asked, queue="tokenizers", credit=CREDIT))
 
     def here(self, state: str, pid: int) -> Here:
         counts = dict(self.bus.counts)
@@ -68,12 +73,21 @@ class TokenizerActor(Actor):
     async def drain(self) -> None:
         """`Bus.close` stops hearing, then waits for what is under way."""
 
-    async def _prompt(self, prompt: m.Prompt, context: Context) -> Message:
+    async def _asked(self, asked: m.ToTokenizer, context: Context) -> Message:
         self._under_way += 1
         try:
-            return await self._admit(prompt, context)
+            match asked:
+                case m.Prompt():
+                    return await self._admit(asked, context)
+                case m.Encode():
+                    return self._encoded(asked)
+                case m.Decode():
+                    ids = list(struct.unpack(f"<{len(asked.ids) // 4}I", asked.ids))
+                    self._known(ids, "tokens")
+                    return _tellable(m.Decoded(self._encoder.decode(ids)))
         except Failure as failure:
-            return m.Refused(prompt.request, failure.code, failure.message, failure.param)
+            request = asked.request if isinstance(asked, m.Prompt) else ""
+            return m.Refused(request, failure.code, failure.message, failure.param)
         finally:
             self._under_way -= 1
 
@@ -112,20 +126,36 @@ class TokenizerActor(Actor):
     def _text(self, given: m.Chat | m.Text | m.Ids, ids: list[int]) -> str:
         return given.text if isinstance(given, m.Text) else self._encoder.decode(ids)
 
+    def _encoded(self, asked: m.Encode) -> m.Encoded:
+        if isinstance(asked.input, m.Chat):
+            ids = self._chat(asked.input, add_generation_prompt=asked.add_generation_prompt)
+        else:
+            ids = self._encoder.encode(asked.input.text, add_special_tokens=asked.add_special)
+        if asked.want == "count":
+            return m.Encoded(len(ids))
+        texts = self._encoder.spellings(ids) if asked.want == "texts" else []
+        return _tellable(m.Encoded(len(ids), struct.pack(f"<{len(ids)}I", *ids), texts))
+
+    def _chat(self, given: m.Chat, *, add_generation_prompt: bool = True) -> list[int]:
+        tools = _shown(given.tools) if given.tools else None
+        if tools and not self._voice.calls:
+            raise Failure(
+                Code.INVALID_REQUEST,
+                "this model has no form of tool calls that is known",
+                param="tools",
+            )
+        args = msgspec.json.decode(given.template_args) if given.template_args else {}
+        return self._encoder.chat(
+            msgspec.json.decode(given.messages),
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            kwargs=self._effort(given.effort) | args,
+        )
+
     def _ids(self, given: m.Chat | m.Text | m.Ids) -> list[int]:
         match given:
             case m.Chat():
-                tools = _shown(given.tools) if given.tools else None
-                if tools and not self._voice.calls:
-                    raise Failure(
-                        Code.INVALID_REQUEST,
-                        "this model has no form of tool calls that is known",
-                        param="tools",
-                    )
-                args = msgspec.json.decode(given.template_args) if given.template_args else {}
-                return self._encoder.chat(
-                    msgspec.json.decode(given.messages), tools=tools, kwargs=self._effort(given.effort) | args
-                )
+                return self._chat(given)
             case m.Text():
                 ids = self._encoder.encode(given.text)
             case m.Ids():
@@ -163,6 +193,12 @@ def _shown(tools: bytes) -> list[dict[str, Any]]:
     for tool in shown:
         tool["function"].pop("strict", None)
     return shown
+
+
+def _tellable(answer: Told) -> Told:
+    if len(m.encode(answer)) > LARGEST:
+        raise Failure(Code.BODY_TOO_LARGE, f"the answer would be larger than {LARGEST} bytes")
+    return answer
 
 
 def room(prompt: int, wanted: int | None, max_len: int) -> int:

@@ -157,8 +157,13 @@ class Encoder:
             return self._ids(text, add_special_tokens)
 
     def decode(self, ids: list[int]) -> str:
-        """A prompt's text, control tokens too."""
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        """The whole text, control tokens too."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def spellings(self, ids: list[int]) -> list[str]:
+        """Each token as the vocabulary has it; empty where that has a hole."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
 
     def chat(
         self,

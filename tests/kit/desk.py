@@ -2,10 +2,11 @@
 
 import asyncio
 import secrets
+import struct
 from collections.abc import Awaitable, Callable
 
 from millrace.errors import Failure
-from millrace.messages import Finish
+from millrace.messages import Decode, Decoded, Encode, Encoded, Finish, Text
 from services.gateway.desk import Ask, Model, Piece
 from services.gateway.visit import Visit
 
@@ -98,6 +99,15 @@ class ScriptedDesk:
         answer = ScriptedAnswer(self.script)
         self.answers.append(answer)
         return answer
+
+    async def encode(self, model: str, wanted: Encode) -> Encoded:
+        """A token a character."""
+        text = wanted.input.text if isinstance(wanted.input, Text) else wanted.input.messages.decode()
+        packed = struct.pack(f"<{len(text)}I", *map(ord, text))
+        return Encoded(len(text), packed, list(text) if wanted.want == "texts" else [])
+
+    async def decode(self, model: str, wanted: Decode) -> Decoded:
+        return Decoded("".join(map(chr, struct.unpack(f"<{len(wanted.ids) // 4}I", wanted.ids))))
 
     def models(self) -> list[Model]:
         return self.served

@@ -19,6 +19,7 @@ from services.gateway.counter import Counter, Order, at, told
 from services.gateway.desk import Answer, Ask, Model
 from services.gateway.speech import Speech, listen
 from services.gateway.stream import Events, Head
+from services.gateway.visit import Visit
 from services.gateway.whole import whole
 
 Shape = Literal["chat", "text"]
@@ -28,14 +29,14 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
     def chat(raw: bytes, scope: Scope) -> Order:
         body = wire.read(wire.ChatBody, raw)
         model = counter.known(body.model)
-        asks = admit.choices([admit.chat(body, **counter.terms(scope))], body.n or 1)
+        asks = admit.choices([admit.chat(body, Visit.of(scope))], body.n or 1)
         return _order("chat", asks, body, model, with_logprobs=bool(body.logprobs))
 
     def completion(raw: bytes, scope: Scope) -> Order:
         body = wire.read(wire.TextBody, raw)
         model = counter.known(body.model)
         n = body.n or 1
-        asks = admit.choices(admit.completion(body, **counter.terms(scope)), body.best_of or n)
+        asks = admit.choices(admit.completion(body, Visit.of(scope)), body.best_of or n)
         told = body.logprobs is not None
         return _order("text", asks, body, model, with_logprobs=told, best=(n, body.best_of or n))
 
