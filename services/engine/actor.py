@@ -20,6 +20,7 @@ from millrace.messages import Here, Message
 from millrace.subjects import BELL, ENGINE, GATEWAY, Role, model_key
 from millrace.telemetry import Context, wall
 from services.engine import sim
+from services.engine.draft import Lookup
 from services.engine.loop import Model, Noted, StepLoop
 from services.engine.prefix import Prefixes
 from services.engine.pressure import Level, Pressure, Sample
@@ -134,7 +135,9 @@ class EngineActor(Actor):
         self._model = model
         loop = asyncio.get_running_loop()
         self._prefixes = Prefixes(model.places, model.shelf)
-        self._scheduler = Scheduler(given.slots, given.chunk, self._prefixes)
+        self._scheduler = Scheduler(
+            given.slots, given.chunk, self._prefixes, Lookup if given.speculate and model.exact else None
+        )
         self._cache_size = given.slots * max_len  # tokens
         self._steps = StepLoop(
             self._scheduler,

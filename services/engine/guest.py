@@ -33,6 +33,7 @@ def opened(model: models.Model, slots: int, max_len: int, machine: str) -> "Gues
 
 
 class GuestModel:
+    exact = False
     places = 0  # a prefix that another sequence computed need not have the bits that this one would have
     block = np.empty(0, np.float32)
     shelf: FileShelf | None = None

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from millrace.messages import Odds
 from services.engine.odds import odds
 from services.engine.sample import Candidates, Sampler, choose
 from services.engine.scheduler import Copy, Output, Scheduler, Step
@@ -20,6 +21,7 @@ CHUNKS_TOLD = 64
 
 
 class Model(Protocol):
+    exact: bool  # whether a token has the same logits decoded and prefilled
     kind: str  # models of one kind compute the same bits
     places: int  # for blocks of prefixes; none, where keys and values cannot be shared
     block: npt.NDArray[Any]  # one of them, as it is kept: its kind and shape
@@ -118,18 +120,36 @@ class StepLoop:
         if step is None:
             return False
         began = self._clock()
-        candidates = self._model.run(step)
-        samples = step.samples
-        tokens = self._sampler(candidates, samples) if samples else []
-        outputs = self._scheduler.postprocess(step, tokens, odds(candidates, samples, tokens))
+        outputs = self._decided(step, self._model.run(step))
         self.steps += 1
-        if step.chunk and len(step.chunk.sequence.chunks) < CHUNKS_TOLD:
+        if step.chunk and not step.guesses and len(step.chunk.sequence.chunks) < CHUNKS_TOLD:
             step.chunk.sequence.chunks.append((self._clock(), step.chunk.count))
         if outputs:
             self._deliver(outputs)
         if self._noted and began >= self._note_at:
             self._note_at = began + self._note_every
-            prefilled = step.chunk.count if step.chunk else 0
+            prefilled = step.chunk.count if step.chunk and not step.guesses else 0
             requests = [sequence.request for sequence in step.sequences]
             self._noted(Noted(began, self._clock(), requests, len(step.rows), prefilled))
         return True
+
+    def _decided(self, step: Step, candidates: Candidates) -> list[Output]:
+        """The tokens of the step. A guess is no short cut: it counts if it is what was chosen in its place,
+        and then its candidates are those that the next step would have had."""
+        samples = step.samples
+        outputs = self._scheduler.postprocess(step, *self._chosen(candidates.only(0, len(samples)), samples))
+        if step.guesses:
+            assert step.chunk
+            sequence, right = step.chunk.sequence, 0
+            for row, guess in enumerate(step.guesses, len(samples)):
+                if outputs[-1].finish or outputs[-1].token != guess:
+                    break
+                right += 1
+                (token,), told = self._chosen(candidates.only(row, row + 1), [sequence])
+                outputs.append(self._scheduler.go_on(sequence, token, told[0] if told else None))
+            sequence.drafter.judged(sequence, len(step.guesses), right)
+        return outputs
+
+    def _chosen(self, candidates: Candidates, samples: list[Sequence]) -> tuple[list[int], list[Odds | None]]:
+        tokens = self._sampler(candidates, samples) if samples else []
+        return tokens, odds(candidates, samples, tokens)

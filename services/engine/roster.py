@@ -217,7 +217,7 @@ class Roster:
 
     def stepped(self, outputs: list[Output], now: float) -> list[Effect]:
         """One frame for each detokenizer that has tokens in this step."""
-        frames: dict[str, list[m.Run]] = {}
+        starts: dict[str, int] = {}
         told: list[Send] = []
         for out in outputs:
             hold = self.holds.get(out.request)
@@ -235,8 +235,12 @@ class Roster:
                 hold.phase, hold.at, hold.finish = Phase.FINISHED, now, out.finish
                 hold.on_board = hold.alone = False
                 told.append(self._decoded(hold, now))
+            starts.setdefault(out.request, out.index)
+        frames: dict[str, list[m.Run]] = {}
+        for request, start in starts.items():
+            hold = self.holds[request]
             if hold.detokenizer:
-                frames.setdefault(hold.detokenizer, []).append(self._run(out.request, hold, out.index))
+                frames.setdefault(hold.detokenizer, []).append(self._run(request, hold, start))
         return [*(Send(DETOKENIZER, to, m.Frame(self.id, runs)) for to, runs in frames.items()), *told]
 
     # -- how long it took

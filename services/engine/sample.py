@@ -43,6 +43,12 @@ class Candidates:
     vocab: int
     full: Callable[[], Floats]  # [rows, vocab], as the model gave them; good until its next step
 
+    def only(self, start: int, stop: int) -> "Candidates":
+        """Of these rows."""
+        return Candidates(
+            self.ids[start:stop], self.logits[start:stop], self.vocab, lambda: self.full()[start:stop]
+        )
+
 
 Sampler = Callable[[Candidates, list[Sequence]], list[int]]
 

@@ -5,10 +5,10 @@ one chunk of one prompt may be computed, so a long prompt delays the others by a
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from typing import Any, Protocol
 
 from millrace.messages import Finish, Odds
 from services.engine.prefix import BLOCK, Prefixes
@@ -20,11 +20,17 @@ class Chunk:
     sequence: Sequence
     start: int
     count: int
+    guesses: tuple[int, ...] = ()  # behind the sequence's own tokens; they are counted
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.sequence.tokens[self.start : self.start + self.count], *self.guesses]
 
     @property
     def last(self) -> bool:
         """Whether the next token can be sampled after it."""
-        return self.sequence.granted and self.start + self.count == len(self.sequence.tokens)
+        behind = self.start + self.count - len(self.guesses)
+        return self.sequence.granted and behind == len(self.sequence.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,11 @@ class Step:
         return [*self.rows, self.chunk.sequence] if self.chunk else self.rows
 
     @property
+    def guesses(self) -> tuple[int, ...]:
+        """What the chunk's sequence may say next. The model's last candidates are for what follows each."""
+        return self.chunk.guesses if self.chunk else ()
+
+    @property
     def samples(self) -> list[Sequence]:
         """Whose next token this step decides, in the order of the model's candidates."""
         return self.sequences if self.chunk and self.chunk.last else self.rows
@@ -103,8 +114,28 @@ class Output:
     odds: Odds | None = None
 
 
+class Drafter(Protocol):
+    """Guesses at one sequence's next tokens."""
+
+    def guess(self, sequence: Sequence, most: int) -> list[int]: ...
+
+    def judged(self, sequence: Sequence, guessed: int, right: int) -> None:
+        """So many of the guesses were right."""
+        ...
+
+
+GUESSES = 7
+"""At once. With the token that has to be computed anyway that is eight: more take the matrices longer."""
+
+
 class Scheduler:
-    def __init__(self, slots: int, chunk: int, prefixes: Prefixes | None = None):
+    def __init__(
+        self,
+        slots: int,
+        chunk: int,
+        prefixes: Prefixes | None = None,
+        drafter: Callable[[], Drafter] | None = None,
+    ):
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
@@ -112,6 +143,7 @@ class Scheduler:
         self._slots = slots
         self._chunk = chunk
         self._prefixes = prefixes
+        self._drafter = drafter
         self._copies: list[Copy] = []  # for the next step, whenever that is
 
     # -- in and out
@@ -166,8 +198,21 @@ class Scheduler:
         rows = [s for s in self.running if s.granted and s.computable == 1]
         if not (rows or chunk):
             return None
+        if len(rows) == 1 and not chunk and (chunk := self._guessed(rows[0])):
+            rows = []
         copies, self._copies = tuple(self._copies), []
         return Step(rows, chunk, tuple(self._gather(rows)), copies)
+
+    def _guessed(self, row: Sequence) -> Chunk | None:
+        """A lone row becomes a chunk, with what it may say next; what turns out wrong is written over. Beside
+        others it stays a row: they would all wait for its guesses, and it alone would gain by them."""
+        most = min(GUESSES, row.max_tokens - row.answered - 1, self._chunk - 1)
+        if self._drafter is None or row.allowed is not None or most < 1:
+            return None
+        if row.drafter is None:
+            row.drafter = self._drafter()
+        guesses = tuple(row.drafter.guess(row, most))
+        return Chunk(row, row.computed, 1 + len(guesses), guesses) if guesses else None
 
     def _load(self, sequence: Sequence) -> None:
         if self._prefixes is None:
@@ -225,15 +270,20 @@ class Scheduler:
         for row in step.rows:
             row.computed += 1
         if step.chunk:
-            step.chunk.sequence.computed += step.chunk.count
-            self._keep(step.chunk.sequence)
-        outputs = []
-        for sequence, token, told in zip(samples, tokens, odds or repeat(None, len(tokens)), strict=True):
-            index = sequence.answered
-            finish = sequence.append(token)
-            outputs.append(
-                Output(sequence.request, sequence.epoch, index, token, finish, sequence.cached, told)
-            )
-            if finish:
-                self._end(sequence)
-        return outputs
+            step.chunk.sequence.computed += step.chunk.count - len(step.guesses)
+            if not step.guesses:
+                self._keep(step.chunk.sequence)
+        wanted = zip(samples, tokens, odds or repeat(None, len(tokens)), strict=True)
+        return [self._say(sequence, token, told) for sequence, token, told in wanted]
+
+    def go_on(self, sequence: Sequence, token: int, odds: Odds | None) -> Output:
+        """The last token had been guessed, so it is computed, and this is the next."""
+        sequence.computed += 1
+        return self._say(sequence, token, odds)
+
+    def _say(self, sequence: Sequence, token: int, odds: Odds | None) -> Output:
+        index = sequence.answered
+        finish = sequence.append(token)
+        if finish:
+            self._end(sequence)
+        return Output(sequence.request, sequence.epoch, index, token, finish, sequence.cached, odds)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ class Sequence:
     logprobs: int = -1  # how many of the likeliest tokens to tell of, beside the chosen one; -1: nothing
     edits: object = None  # the sampler's own, made of what stands above
     allowed: npt.NDArray[np.int32] | None = None  # what the next token may be, a bit for each; None: anything
+    drafter: Any = None  # the scheduler's, of this sequence
     chunks: list[tuple[float, int]] = field(default_factory=list)  # of its prefill: when, and tokens
     blocks: list[bytes] = field(default_factory=list)  # the names of its first ones (prefix.py)
 

@@ -25,7 +25,7 @@ from millrace.convert.runtime import ort, session
 from millrace.machine import Machine
 from services.engine.prefix import BLOCK
 from services.engine.sample import Candidates
-from services.engine.scheduler import Chunk, Copy, Fetch, Keep, Load, Shelve, Step, Swap
+from services.engine.scheduler import GUESSES, Chunk, Copy, Fetch, Keep, Load, Shelve, Step, Swap
 from services.engine.sequence import Sequence
 from services.engine.shelf import FileShelf
 
@@ -77,13 +77,14 @@ class OrtModel:
         self._bindings: OrderedDict[tuple[Form, int, int, int, int, int], Any] = OrderedDict()
         self._tokens = np.zeros(slots + 1 + chunk, np.int64)
         self._split = np.zeros(2, np.int64)
-        self._wanted = np.zeros(slots + 1, np.int64)
+        most = slots + 1 + GUESSES
+        self._wanted = np.zeros(most, np.int64)
         self._before = {"rows": np.zeros(slots, np.int32), "chunk": np.zeros(1, np.int32)}
         self._longest = {"rows": np.zeros((), np.int32), "chunk": np.zeros((), np.int32)}
         # Of the rows whose next token the last step decided, in the order of its samples.
-        self.logits = np.zeros((slots + 1, self.card.vocab), np.float32)
-        self._best = np.zeros((slots + 1, self.card.candidates), np.float32)
-        self._ids = np.zeros((slots + 1, self.card.candidates), np.int64)
+        self.logits = np.zeros((most, self.card.vocab), np.float32)
+        self._best = np.zeros((most, self.card.candidates), np.float32)
+        self._ids = np.zeros((most, self.card.candidates), np.int64)
 
     def run(self, step: Step) -> Candidates:
         self.copy(step.copies)
@@ -103,12 +104,12 @@ class OrtModel:
                 self._longest["rows"][()] = 1
             self._take_chunk(chunk, count)
             if chunk.last or not (wanted or form is Form.FILL):
-                wanted.append(count + more - 1)
+                wanted += range(count + more - 1 - len(chunk.guesses), count + more)
         self._split[:] = count, more
         self._wanted[: len(wanted)] = wanted
         binding = self._binding(form, (first, count), (slot, more), len(wanted))
         self._sessions[form].run_with_iobinding(binding)
-        found = len(step.samples)
+        found = len(step.samples) + len(step.guesses)
         ids, best = self._ids[:found].copy(), self._best[:found].copy()
         return Candidates(ids, best, self.card.vocab, lambda: self.logits[:found])
 
@@ -142,7 +143,7 @@ class OrtModel:
     def _take_chunk(self, chunk: Chunk, behind: int) -> None:
         end = chunk.start + chunk.count
         assert end <= self.max_len, "a sequence outgrew its slot"
-        self._tokens[behind : behind + chunk.count] = chunk.sequence.tokens[chunk.start : end]
+        self._tokens[behind : behind + chunk.count] = chunk.tokens
         self._before["chunk"][0] = end - 1
         self._longest["chunk"][()] = end
 

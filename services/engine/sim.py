@@ -71,6 +71,7 @@ class SimModel:
     ):
         """Models of another `kind` differ now and then, as another processor's arithmetic would; `places` are
         for the blocks of prefixes."""
+        self.exact = True
         self.kind = f"sim {kind}"
         self._kind = kind
         self.places = places
@@ -107,8 +108,11 @@ class SimModel:
             self._feed(row.slot, row.computed, row.tokens[row.computed : row.computed + 1])
         if step.chunk:
             sequence, start = step.chunk.sequence, step.chunk.start
-            self._feed(sequence.slot, start, sequence.tokens[start : start + step.chunk.count])
-        return self._candidates([self._slots[s.slot][-1] for s in step.samples])
+            self._feed(sequence.slot, start, step.chunk.tokens)
+        states = [self._slots[s.slot][-1] for s in step.rows]
+        if step.chunk and step.chunk.last:
+            states += self._slots[step.chunk.sequence.slot][-1 - len(step.guesses) :]
+        return self._candidates(states)
 
     def _feed(self, slot: int, start: int, tokens: list[int]) -> None:
         states = self._upto(slot, start)

@@ -31,6 +31,7 @@ from services.gateway import ledger
 from services.gateway.desk import Piece
 from services.gateway.entry import Entry
 from services.gateway.ledger import Ledger
+from tests.kit.prophet import Prophet
 
 SLOTS, CHUNK, STEP_S = 4, 8, 0.01
 PLACES = 12  # for blocks of prefixes: too few for all
@@ -114,6 +115,7 @@ class Breakage:
     ledger: type[Ledger] = Ledger
     scribe: type[Scribe] = Scribe
     sampler: Callable[[Any, list[Sequence]], list[int]] = choose
+    loop: type[StepLoop] = StepLoop
 
 
 class World:
@@ -416,8 +418,9 @@ class World:
 
     def _boot_engine(self) -> None:
         node = self._node(f"eng{len(self.nodes)}")
-        scheduler = Scheduler(SLOTS, CHUNK, Prefixes(PLACES))
         kind = len(self.nodes) % self.kinds
+        prophet = Prophet(SimModel(1, VOCABULARY, costs=Costs(0, 0, 0), eos_chance=EOS, kind=kind))
+        scheduler = Scheduler(SLOTS, CHUNK, Prefixes(PLACES), lambda: prophet)
         model = PoisonedModel(
             SLOTS, VOCABULARY, costs=Costs(0, 0, 0), eos_chance=EOS, kind=kind, places=PLACES
         )
@@ -426,7 +429,7 @@ class World:
         def deliver(outputs: list[Output]) -> None:
             self._engine_does(node, engine.stepped(outputs, self.now))
 
-        loop = StepLoop(
+        loop = self._breakage.loop(
             scheduler, model, deliver, lambda error: None, self._breakage.sampler, clock=lambda: self.now
         )
 

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.kit import sabotage
+from tests.kit.prophet import CredulousLoop
 from tests.kit.world import Breakage, World, verdict
 
 
@@ -29,8 +30,9 @@ def test_no_world_loses_or_changes_a_stream(hundred: int) -> None:
         Breakage(ledger=sabotage.EpochlessLedger, scribe=sabotage.EpochlessScribe),
         Breakage(ledger=sabotage.IndexlessLedger),
         Breakage(sampler=sabotage.choose_by_global_state),
+        Breakage(loop=CredulousLoop),
     ],
-    ids=["no epochs", "no indices", "sampling by global state"],
+    ids=["no epochs", "no indices", "sampling by global state", "guesses believed"],
 )
 def test_a_broken_rule_is_noticed(breakage: Breakage) -> None:
     """The same worlds do not stay clean when one of the protocol's rules is taken out."""
