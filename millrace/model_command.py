@@ -206,7 +206,7 @@ def _import(root: Path, folder: Path, graph: str, name: str | None) -> int:
     from millrace import guest
 
     name = name or folder.resolve().name
-    with store.adding(root, name, str(folder.resolve())) as made:
+    with store.adding(root, name, str(folder.resolve()), waiting) as made:
         card = guest.take(folder, made, graph, progress_bar())
     print(f"{name} is in the store; serve it with: millrace up --model {name}")
     print("\n".join(card.exactness))
@@ -227,7 +227,7 @@ def _pull(root: Path, repo: str, name: str | None, **how: Any) -> int:
 
 def keep(root: Path, name: str, source: str, folder: Path, how: dict[str, Any]) -> None:
     """Convert into the store."""
-    with store.adding(root, name, source) as made:
+    with store.adding(root, name, source, waiting) as made:
         convert_into(folder, made, **how)
     print(f"{name} is in the store; serve it with: millrace up --model {name}")
 
@@ -291,6 +291,10 @@ def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int) -> int
     print("\n".join(f"{key:{width}}  {value}" for key, value in rows))
     print(f"\ntokens/s = {capacity.SHARE} x bandwidth / (bytes a step reads + tokens held x bytes a token)")
     return 0
+
+
+def waiting() -> None:
+    print("another process adds this model: waiting for it", file=sys.stderr)
 
 
 # -- how it is shown

@@ -39,7 +39,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A model that may be served by its name."""
 
     name: str
-    kind: str  # "shipped" or "stored"
+    kind: str  # shipped, stored, or a folder
     form: str  # what the engine will find there
     bytes: int
     context: int
@@ -49,10 +49,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def adding(root: Path, name: str, source: str) -> Iterator[Path]:
-    """A path to make a model at; at the end of the block it is in the store, with its manifest."""
+def adding(
+    root: Path, name: str, source: str, waiting: Callable[[], object] = lambda: None
+) -> Iterator[Path]:
+    """A path to make a model at; at the end of the block it is in the store, with its manifest. While another
+    process adds the same, this one waits, after a word to `waiting`."""
     check_free(root, name)
-    with whole.making(root / name) as made:
+    with whole.making(root / name, waiting) as made:
         yield made
         manifest = Manifest(
             source=source,
@@ -158,7 +161,7 @@ def _entry(model: models.Model, root: Path) -> Entry:
         form = f"broken: {error}"
     return Entry(
         name=model.name,
-        kind="stored" if model.folder.is_relative_to(root.resolve()) else "shipped",
+        kind=_kind(model, root),
         form=form,
         bytes=sum(path.stat().st_size for path in _files(model.folder)),
         context=context,
@@ -166,6 +169,12 @@ def _entry(model: models.Model, root: Path) -> Entry:
         source=known.source if known else "",
         folder=str(model.folder),
     )
+
+
+def _kind(model: models.Model, root: Path) -> str:
+    if model.folder.is_relative_to(root.resolve()):
+        return "stored"
+    return "shipped" if model.folder.parent in [path.resolve() for path in models.SHIPPED] else "folder"
 
 
 def form_of(model: models.Model) -> str:

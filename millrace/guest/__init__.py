@@ -8,6 +8,7 @@ Nothing of a folder from outside is believed: ONNX Runtime sees a graph only aft
 was found inside of the folder, and it sees a copy.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -71,10 +72,19 @@ def take(
         batch=found.batch,
         company=found.company,
         resumed=found.resumed,
+        digest=_digest([out / each for each in (GRAPH, *sorted(data))]),
     )
     _agree(out, card.vocab)
     (out / form.NAME).write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=2))
     return card
+
+
+def _digest(paths: list[Path]) -> str:
+    known = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            known.update(hashlib.file_digest(file, "sha256").digest())
+    return known.hexdigest()
 
 
 def _agree(folder: Path, vocab: int) -> None:

@@ -74,6 +74,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     # The largest difference seen, as a share of the largest logit; 0: the same bits.
     company: float  # between a sequence alone and beside others
     resumed: float  # between words computed one by one and at once, as they are after a fail-over
+    digest: str  # of the graph and its weights
 
     @property
     def exactness(self) -> list[str]:

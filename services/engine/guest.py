@@ -40,7 +40,7 @@ class GuestModel:
 
     def __init__(self, folder: Path, slots: int, max_len: int, machine: str = ""):
         self.card = form.load(folder)
-        self.kind = hashlib.sha256(f"{self.card} {machine} {cores()}".encode()).hexdigest()[:16]
+        self.kind = hashlib.sha256(f"{self.card.digest} {machine} {cores()}".encode()).hexdigest()[:16]
         run = caches.opened(folder / self.card.graph, cores())
         self._cache: Cache = (
             InPlace(run, self.card.form, slots, max_len)

@@ -169,6 +169,25 @@ def test_an_unsafe_folder_is_never_opened(
         guest.take(folder, tmp_path / "ours")
 
 
+def test_the_hubs_own_cache_is_links_to_its_blobs(tmp_path: Path) -> None:
+    """A revision there is a folder of links; what leaves the cache is refused as ever."""
+    repo = tmp_path / "models--org--small"
+    folder = optimum(repo / "snapshots" / "0123", CONFIG)
+    (repo / "blobs").mkdir()
+    for i, path in enumerate(each for each in folder.rglob("*") if each.is_file()):
+        path.rename(repo / "blobs" / f"{i}")
+        path.symlink_to(os.path.relpath(repo / "blobs" / f"{i}", path.parent))
+    guest.take(folder, tmp_path / "ours")
+    assert not any(path.is_symlink() for path in (tmp_path / "ours").iterdir())
+
+    data = folder / "onnx" / "model.onnx_data"
+    data.resolve().rename(tmp_path / "secret")
+    data.unlink()
+    data.symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        guest.take(folder, tmp_path / "others")
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     """One of its words would be none of the graph's."""
     folder = optimum(tmp_path / "theirs", {**CONFIG, "vocab_size": 331})
