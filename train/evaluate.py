@@ -8,17 +8,21 @@ copying) is asked with numbers and words that the corpus holds out, or with new 
     Generate      anything that answers: messages and tools in, the answer's text out
     evaluate      asks one Generate everything: right answers of questions, by skill
     table         several of them side by side, as Markdown
-    in_torch      the model's folder as a Generate, in torch; other engines bring their own
+    in_torch      the model's folder as a Generate, in torch
+    in_engine     the same in the engine's own graphs, quantised
 """
 
 import argparse
 import json
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from millrace.convert.card import Cache, Quant
 from train import corpus
 from train.corpus import Message, the
 
@@ -300,12 +304,50 @@ def in_torch(folder: Path, dtype: str) -> Generate:
     return generate
 
 
+def in_engine(folder: Path, quant: Quant, cache: Cache) -> Generate:
+    """The folder's model as the engine runs it, one question at a time."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 - the rest does without
+
+    from millrace.convert import convert  # noqa: PLC0415
+    from millrace.messages import Sampling  # noqa: PLC0415
+    from services.engine.scheduler import Chunk, Step  # noqa: PLC0415
+    from services.engine.sequence import Sequence  # noqa: PLC0415
+    from services.engine.session import OrtModel  # noqa: PLC0415
+    from services.tokenizer.encode import Encoder  # noqa: PLC0415
+
+    encoder, tokenizer = Encoder.load(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = OrtModel(convert(folder, Path(scratch) / "model", quant, cache=cache), 1, 2048)
+
+    def generate(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> str:
+        ids = encoder.chat(messages, tools=tools)
+        sequence = Sequence("asked", len(ids), list(ids), Sampling(0), LONGEST_ANSWER, epoch=1, slot=0)
+        model.run(Step([], Chunk(sequence, 0, len(ids))))
+        sequence.computed = len(ids)
+        while len(sequence.tokens) - len(ids) < LONGEST_ANSWER:
+            token_id = int(model.logits[0].argmax())
+            if token_id in encoder.eos_ids:
+                break
+            sequence.tokens.append(token_id)
+            model.run(Step([sequence], None))
+            sequence.computed += 1
+        return str(tokenizer.decode(sequence.tokens[len(ids) :]))
+
+    return generate
+
+
 def main() -> None:
     options = argparse.ArgumentParser(
         prog="python -m train.evaluate", description=(__doc__ or "").split("\n")[0]
     )
     options.add_argument("--model", type=Path, default=Path("models/demo"))
-    options.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="torch's, a column each")
+    options.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"], help="torch's, a column each")
+    options.add_argument(
+        "--quant",
+        nargs="*",
+        default=["int8/fp32", "int8/int8", "int4/int8"],
+        help="the engine's, of weights/cache, a column each",
+    )
     options.add_argument("--count", type=int, default=200, help="questions of a skill that has endless ones")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--show", type=int, default=0, help="print so many wrong answers of each skill")
@@ -316,15 +358,13 @@ def main() -> None:
         import torch  # noqa: PLC0415
 
         torch.set_num_threads(chosen.threads)
+    makers: dict[str, Callable[[], Generate]] = {
+        **{dtype: partial(in_torch, chosen.model, dtype) for dtype in chosen.dtype},
+        **{form: partial(in_engine, chosen.model, *form.split("/")) for form in chosen.quant},
+    }
     columns = {
-        dtype: evaluate(
-            in_torch(chosen.model, dtype),
-            seed=chosen.seed,
-            count=chosen.count,
-            show=chosen.show,
-            skills=chosen.skills,
-        )
-        for dtype in chosen.dtype
+        name: evaluate(make(), seed=chosen.seed, count=chosen.count, show=chosen.show, skills=chosen.skills)
+        for name, make in makers.items()
     }
     print(table(columns))
 
