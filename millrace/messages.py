@@ -390,7 +390,26 @@ class Bell(Message, frozen=True):
     waiting: list[Waiting]
 
 
-# 11. what is kept of a job that was given up
+# 11. gateway -> all gateways (request): a live request, by an id that its client knows
+
+
+class Find(Message, frozen=True):
+    """Only the owner answers. `cancel`: it is to end now."""
+
+    id: str
+    tenant: str  # another one's request is not found
+    cancel: bool = False
+
+
+class Found(Message, frozen=True):
+    model: str
+    status: Literal["queued", "running"]
+    tokens: int  # answered so far
+    position: int = 0  # among its tenant's jobs in the queue, from 1; 0: it runs
+    estimate_ms: int = -1  # until it runs; -1: nobody knows
+
+
+# 12. what is kept of a job that was given up
 
 
 class DeadLetter(Message, frozen=True):

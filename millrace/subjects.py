@@ -91,10 +91,11 @@ ENGINE = Subject(
     "mr.eng.{}", (m.Ping, m.Resend, m.Release), (m.Pong,), (G, D), (E,), "one boot of one engine"
 )
 ORPHANS = Subject("mr.orphan", (m.Orphan,), (), (E,), (G,), "queue group of the gateways")
+FIND = Subject("mr.find", (m.Find,), (m.Found,), (G,), (G,), "all gateways: whose request is this?")
 PRESENCE = Subject("mr.here.{}", (m.Here,), (), (G, T, E, D), (G, T, E, D, UP), "who is there, by role")
 DEAD = Subject("mr.dead.{}", (m.DeadLetter,), (), (G,), (), "stored in DEAD, for people to read")
 
-SUBJECTS = (TOKENIZER, JOB, BELL, GATEWAY, DETOKENIZER, ENGINE, ORPHANS, PRESENCE, DEAD)
+SUBJECTS = (TOKENIZER, JOB, BELL, GATEWAY, DETOKENIZER, ENGINE, ORPHANS, FIND, PRESENCE, DEAD)
 
 
 @dataclass(frozen=True)

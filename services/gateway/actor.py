@@ -18,6 +18,7 @@ from millrace.messages import Here, Message
 from millrace.subjects import (
     BELL,
     DEAD,
+    FIND,
     GATEWAY,
     JOBS,
     ORPHANS,
@@ -68,6 +69,9 @@ LEFTOVER_S = 30.0
 
 ASSERT_S = 300.0
 """How long a tenant's consumer is taken to be there; unused, it goes after UNUSED_S."""
+
+FIND_S = 0.3
+"""An owner answers within a millisecond; who knows no such request does not answer."""
 
 RING_S = 0.25
 IN_TURN = 4
@@ -155,6 +159,7 @@ class GatewayActor(Actor):
         await self._declare()
         await self.bus.listen(Inbox(GATEWAY.to(self.id), m.ToGateway, self._told))
         await self.bus.listen(Inbox(ORPHANS.to(""), m.Orphan, self._orphaned, queue="gateways"))
+        await self.bus.listen(Inbox(FIND.to(""), m.Find, self._found))
         await self.bus.listen(Inbox(PRESENCE.wildcard, Here, self._here))
         await self._meet()
         self._serving = await app.serve(app.build(self, self._given, self._gate), self._given)
@@ -205,7 +210,7 @@ class GatewayActor(Actor):
                     each=each,
                 )
             await self.bus.declare_stream(config)
-        for lane in self._lanes:
+        for lane in list(self._lanes):  # others may come meanwhile
             await self._assert(lane)
 
     async def _assert(self, lane: Lane) -> None:
@@ -257,6 +262,7 @@ class GatewayActor(Actor):
             prompt=prompt,
             model=ask.model,
             tenant=tenant,
+            visit=ask.visit,
             opened_at=now,
             deadline=now + ask.visit.deadline_s,
             traceparent=child_of(ask.visit.traceparent, sampled=is_sampled(ask.visit.traceparent)),
@@ -293,9 +299,42 @@ class GatewayActor(Actor):
         if allowance and not entry.ended:
             charged = entry.prompt_tokens + (ask.max_tokens or 0)
             allowance.spend(charged)
+        ask.visit.queue = self._queue(entry)
         live.prompt_tokens, live.thinking = entry.prompt_tokens, entry.thinking
         live.echoes = [entry.echo]
         return live
+
+    def _queue(self, entry: Entry) -> tuple[int, int]:
+        """Its position and, in milliseconds, how long it may take until it runs."""
+        position, ahead = self._ledger.position(entry)
+        return position, int(1000 * ahead / self._ended_per_s) if self._ended_per_s > 0.01 else -1
+
+    async def find(self, id: str, tenant: str, *, cancel: bool) -> m.Found | None:
+        wanted = m.Find(id, tenant, cancel)
+        found = self._found(wanted, Context("", "", 0))
+        if found is None and self._gateways() > 1:
+            try:
+                found = await self.bus.request(FIND.to(""), wanted, m.Found, FIND_S)
+            except (NoResponder, NoAnswer):
+                return None
+        return found
+
+    def _found(self, wanted: m.Find, context: Context) -> m.Found | None:
+        entries = self._ledger.find(wanted.id, wanted.tenant)
+        if not entries:
+            return None
+        position, estimate_ms = max(self._queue(entry) for entry in entries)
+        found = m.Found(
+            entries[0].model,
+            "queued" if all(entry.queued for entry in entries) else "running",
+            sum(len(entry.committed) for entry in entries),
+            position,
+            estimate_ms if position else -1,
+        )
+        if wanted.cancel:
+            for entry in entries:
+                self.cancel(entry.request)
+        return found
 
     def _tags_hidden(self, ask: Ask) -> bool:
         """Whether the tags of its calls are control tokens, which have to be shown to be read."""

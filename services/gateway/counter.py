@@ -124,7 +124,9 @@ class Counter:
 def at(method: Literal["GET", "POST", "DELETE"], path: str, app: ASGIApp) -> HTTPRouteHandler:
     """The route of an application."""
 
-    @route(path, http_method=[method])
+    @route(
+        path, http_method=[method], status_code=200
+    )  # the application says its own; DELETE's 204 has no body
     async def mounted() -> ASGIApp:
         return app
 

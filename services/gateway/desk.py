@@ -12,6 +12,7 @@ from millrace.messages import (
     Encode,
     Encoded,
     Finish,
+    Found,
     Ids,
     Sampling,
     SpelledOdds,
@@ -128,6 +129,10 @@ class Desk(Watch, Protocol):
         ...
 
     async def decode(self, model: str, wanted: Decode) -> Decoded: ...
+
+    async def find(self, id: str, tenant: str, *, cancel: bool) -> Found | None:
+        """A live request of the tenant's, at whatever gateway; None if there is none by this id."""
+        ...
 
     def models(self) -> list[Model]: ...
 

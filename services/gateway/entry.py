@@ -8,6 +8,7 @@ from millrace.errors import Failure
 from millrace.keys import ANYONE, Tenant
 from millrace.subjects import Lane, lane_of
 from services.gateway.desk import Piece
+from services.gateway.visit import Visit
 
 SUSPECT_STRIKES, SUSPECT_DEATHS = 2, 4
 CAP_STRIKES, CAP_DEATHS = 4, 12
@@ -23,6 +24,7 @@ class Entry:
     opened_at: float
     deadline: float
     tenant: Tenant = ANYONE
+    visit: Visit | None = None  # on which it was asked for
     traceparent: str = ""
     stops: list[str] = field(default_factory=list)
     include_stop: bool = False

@@ -117,6 +117,36 @@ class Ledger:
 
     # -- a request's life as the client sees it
 
+    def find(self, id: str, tenant: str) -> list[Entry]:
+        """The tenant's live requests by an id that the client knows: all that one HTTP request asked for."""
+        random = id.replace("_", "-").rpartition("-")[2]
+        named = self.entries.get(f"{self.gateway}-{random}")
+        return [
+            entry
+            for entry in self.entries.values()
+            if entry.prompt.tenant == tenant
+            and (
+                entry is named
+                or (entry.visit and named and entry.visit is named.visit)
+                or (entry.visit and entry.visit.request_id == id.encode("utf-8", "replace"))
+            )
+        ]
+
+    def position(self, entry: Entry) -> tuple[int, int]:
+        """Its place among its tenant's jobs that wait, from 1, and how many are ahead of it in fact, as
+        tenants take turns. (0, 0) if it does not wait. Jobs of other gateways are not counted."""
+        if not entry.queued:
+            return 0, 0
+        ahead: Counter[str] = Counter(
+            other.prompt.tenant
+            for other in self.entries.values()
+            if other.queued and other.seq < entry.seq and other.prompt.model == entry.prompt.model
+        )
+        position = ahead[entry.prompt.tenant] + 1
+        return position, position - 1 + sum(
+            min(count, position) for tenant, count in ahead.items() if tenant != entry.prompt.tenant
+        )
+
     def open(self, entry: Entry) -> None:
         self.entries[entry.request] = entry
 

@@ -9,12 +9,13 @@ from millrace.settings import Gateway
 from services.gateway import fault
 from services.gateway.counter import Counter, told
 from services.gateway.desk import Desk
-from services.gateway.surfaces import openai, tokens
+from services.gateway.surfaces import openai, requests, tokens
 
 
 def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
     counter = Counter(desk, settings)
-    return [*openai.routes(counter), *tokens.routes(counter), *_health(desk)]
+    surfaces = (openai, requests, tokens)
+    return [*(route for surface in surfaces for route in surface.routes(counter)), *_health(desk)]
 
 
 def _health(desk: Desk) -> list[HTTPRouteHandler]:

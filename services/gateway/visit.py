@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from litestar.types import Message, Scope
@@ -25,6 +26,7 @@ class Visit:
     began: float = field(default_factory=time.monotonic)
     deadline_s: float = 120.0
     allowance: Allowance | None = None  # none: there are no keys
+    queue: tuple[int, int] = (0, 0)  # when it was queued: its position, and milliseconds to wait; -1: unknown
     parent: str = ""  # the client's span
     tracestate: str = ""
     method: str = ""
@@ -88,4 +90,12 @@ class Visit:
             (b"traceparent", self.traceparent.encode()),
             (b"x-trace-id", trace_of(self.traceparent).encode()),
             *(self.allowance.headers(now) if self.allowance else ()),
+            *self._queue_headers(),
         ]
+
+    def _queue_headers(self) -> Iterator[tuple[bytes, bytes]]:
+        position, estimate_ms = self.queue
+        if position:
+            yield b"x-millrace-queue-position", b"%d" % position
+            if estimate_ms >= 0:
+                yield b"x-millrace-queue-estimate-ms", b"%d" % estimate_ms

@@ -34,7 +34,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "MILLRACE_SLOTS": "2",
         "MILLRACE_SIM_STEP_MS": "4",
     }
-    made = asyncio.run(Service.start(env=env, engines=2))
+    made = asyncio.run(Service.start(env=env, engines=2, gateways=2))
     yield made
     asyncio.run(made.stop())
 
@@ -91,6 +91,76 @@ async def test_a_flood_is_refused_to_itself(clients: dict[str, AsyncOpenAI]) -> 
         ("lab", "fine"): PLACES,
         (NAMES[2], "fine"): PLACES,
     } == got
+
+
+LONG: Any = {
+    "model": "sim",
+    "messages": HELLO,
+    "max_tokens": 3500,
+    "stream": True,
+    "extra_body": {"ignore_eos": True},
+}
+
+
+@pytest.mark.parametrize("by", ["own id", "x-request-id", "body's id"])
+async def test_a_cancelled_stream_ends_with_an_error(
+    service: Service, clients: dict[str, AsyncOpenAI], by: str
+) -> None:
+    """DELETE by any id that the client knows, at whatever gateway, ends it at once; not another's."""
+    extra = {"x-request-id": "my-own"} if by == "own id" else {}
+    stream = await clients["acme"].chat.completions.create(**LONG, extra_headers=extra)
+    first = await anext(aiter(stream))
+    id = first.id if by == "body's id" else stream.response.headers["x-request-id"]
+    statuses: Counter[tuple[str, int]] = Counter()
+    async with httpx.AsyncClient(base_url=f"{service.url}/v1/requests") as http:
+        for _ in range(4):  # each on a connection of its own: one gateway or the other
+            for name, method in (("lab", "GET"), ("lab", "DELETE"), ("acme", "GET")):
+                key = {"x-api-key": KEYS[name][0], "connection": "close"}
+                statuses[name, (await http.request(method, f"/{id}", headers=key)).status_code] += 1
+        own = {"x-api-key": KEYS["acme"][0]}
+        cancelled = await http.delete(f"/{id}", headers=own)
+        with pytest.raises(openai.APIError) as ended:
+            async for _ in stream:
+                pass
+        again = await http.delete(f"/{id}", headers=own)
+
+    assert {("lab", 404): 8, ("acme", 200): 4} == statuses
+    assert (200, "cancelled", 404) == (cancelled.status_code, cancelled.json()["status"], again.status_code)
+    assert "cancelled" == ended.value.code
+
+
+async def test_a_queued_request_has_a_position(service: Service, clients: dict[str, AsyncOpenAI]) -> None:
+    """Who waits can ask how long; cancelled in the queue, a request ends with 499 and its place is free."""
+
+    async def outcome(n: int) -> int:
+        try:
+            stream = await clients["acme"].chat.completions.create(
+                **LONG, extra_headers={"x-request-id": f"waits-{n}"}
+            )
+        except openai.APIStatusError as error:
+            return error.status_code
+        await looked.wait()
+        await stream.close()
+        return 200
+
+    looked = asyncio.Event()
+    asking = [asyncio.create_task(outcome(n)) for n in range(3 * PLACES)]
+    async with httpx.AsyncClient(base_url=f"{service.url}/v1/requests") as http, asyncio.timeout(20):
+        http.headers["x-api-key"] = KEYS["acme"][0]
+        queued: dict[str, int] = {}
+        await asyncio.sleep(1.0)  # what can run does
+        while not queued:
+            for n in range(3 * PLACES):
+                found = (await http.get(f"/waits-{n}")).json()
+                if found.get("status") == "queued":
+                    queued[f"/waits-{n}"] = found["position"]
+        cancelled = [(await http.delete(id)).status_code for id in queued]
+    looked.set()
+    outcomes = Counter(await asyncio.gather(*asking))
+
+    assert min(queued.values()) >= 1 and 1 in queued.values()
+    assert len(cancelled) == cancelled.count(200) and outcomes[499] > 0
+    assert PLACES == outcomes[200] + outcomes[499]
 
 
 async def test_streams_of_tenants_survive_an_engine(

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Awaitable, Callable
 
 from millrace.errors import Failure
-from millrace.messages import Decode, Decoded, Encode, Encoded, Finish, Text
+from millrace.messages import Decode, Decoded, Encode, Encoded, Finish, Found, Text
 from services.gateway.desk import Ask, Model, Piece
 from services.gateway.visit import Visit
 
@@ -82,6 +82,7 @@ class ScriptedDesk:
         self.served = [Model("sim", 4096, 1_700_000_000)]
         self.lacks: list[str] = []
         self.visits: list[Visit] = []  # that are over
+        self.live: dict[tuple[str, str], Found] = {}  # by id and tenant
 
     def sampled(self) -> bool:
         return True
@@ -108,6 +109,9 @@ class ScriptedDesk:
 
     async def decode(self, model: str, wanted: Decode) -> Decoded:
         return Decoded("".join(map(chr, struct.unpack(f"<{len(wanted.ids) // 4}I", wanted.ids))))
+
+    async def find(self, id: str, tenant: str, *, cancel: bool) -> Found | None:
+        return self.live.pop((id, tenant), None) if cancel else self.live.get((id, tenant))
 
     def models(self) -> list[Model]:
         return self.served
