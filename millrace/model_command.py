@@ -262,8 +262,9 @@ def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int) -> int
     if model.simulated:
         raise ValueError(f"{name} is simulated: it has no weights, keys or values")
     machine = Machine()
-    fitting = capacity.fit(plan.needs(model), machine.memory(), slots=slots, context=max_len)
-    made = plan.made(model, store.form_of(model), fitting, machine.cpus(), plan.bandwidth())
+    memory = machine.memory()
+    fitting = capacity.fit(plan.needs(model), memory, slots=slots, context=max_len)
+    made = plan.made(model, store.form_of(model), fitting, machine.cpus(), plan.bandwidth(memory.available))
     if as_json:
         _print_json(made)
         return 0
@@ -289,7 +290,8 @@ def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int) -> int
     ]
     width = max(len(key) for key, _ in rows)
     print("\n".join(f"{key:{width}}  {value}" for key, value in rows))
-    print(f"\ntokens/s = {capacity.SHARE} x bandwidth / (bytes a step reads + tokens held x bytes a token)")
+    read = f"(bytes a step reads + tokens held x bytes a token) / ({capacity.SHARE} x bandwidth)"
+    print(f"\nseconds a token = {read} + {made.layers} layers x {capacity.LAYER_S * 1e6:.0f} us")
     return 0
 
 
