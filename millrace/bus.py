@@ -345,6 +345,11 @@ class Bus:
             return True
         return False if found["error"].get("err_code") == 10037 else None
 
+    async def depth(self) -> dict[str, int]:
+        """How much the job stream holds; nothing, if nobody can say."""
+        state = (await self._api(f"STREAM.INFO.{subjects.JOBS.name}", {})).get("state", {})
+        return {what: int(state[what]) for what in ("messages", "bytes") if what in state}
+
     async def declare_stream(self, config: dict[str, Any]) -> None:
         """Make the stream, or bring an older one to this configuration."""
         made = await self._api(f"STREAM.CREATE.{config['name']}", config)

@@ -42,6 +42,8 @@ HELP = {
     "id": "a name for this boot (default: a random one)",
     "log": "debug, info, warning or error",
     "log_format": "json, text, or auto: text on a terminal",
+    "metrics_at": "host:port where this process alone tells its metrics (empty: nowhere)",
+    "metrics": "count requests and tokens for /metrics",
     "host": "address to listen on",
     "port": "port to listen on",
     "fd": "an already listening socket, instead of host and port",
@@ -84,7 +86,7 @@ HELP = {
     "plain": "plain lines instead of a panel",
 }
 
-NOT_PASSED = {"nats", "nats_file", "alive", "id", "fd", "trace_file"}
+NOT_PASSED = {"nats", "nats_file", "alive", "id", "fd", "trace_file", "metrics_at"}
 """`millrace up` chooses these for each process."""
 
 

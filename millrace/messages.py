@@ -356,6 +356,21 @@ class Hops(Message, frozen=True):
     hops: list[Hop]
 
 
+class Spread(msgspec.Struct, array_like=True, frozen=True):
+    """A histogram: the sum, and how many in each bucket."""
+
+    sum: float
+    counts: list[int]
+
+
+class Tallied(msgspec.Struct, array_like=True, frozen=True):
+    """What a gateway has counted of one model's requests."""
+
+    model: str
+    counts: dict[str, int]
+    spreads: dict[str, Spread]
+
+
 class Here(Message, frozen=True):
     """Sent every half second, and at once when the state changes."""
 
@@ -370,6 +385,8 @@ class Here(Message, frozen=True):
     counts: dict[str, int] = {}  # what went wrong so far: poisoned, dropped, ...
     voice: Voice = Voice()  # as a tokenizer announces it
     pressure: str = ""  # an engine's memory or time is tight, or short
+    gauges: dict[str, float] = {}  # cpu_s, rss; an engine's cache_used
+    tallies: list[Tallied] = []  # a gateway's, where there is another gateway to tell them too
 
 
 # 10. gateway -> a model's engines: which tenants' jobs are waiting

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from millrace import __version__, spans
+from millrace.exposed import GENAI, genai
+from millrace.metrics import Family, Histogram
 from millrace.settings import SettingError
 from millrace.spans import Process, Resource, Span
 
@@ -121,6 +123,59 @@ class SpanExport:
             time.sleep(0)  # the event loop may have the interpreter between two traces
         if self._exporter.export(made) is not SpanExportResult.SUCCESS:
             raise ConnectionError("the OTLP collector did not take the spans")
+
+
+class MetricExport:
+    """The numbers that Prometheus is told, as OTLP has them. To be called in the outlet's thread."""
+
+    def __init__(self, otel: Otel, process: Process):
+        self._otel = otel
+        self._process = process
+        self._exporter: Any = None
+        self._began_ns = time.time_ns()
+
+    def __call__(self, told: list[list[Family]]) -> None:
+        from opentelemetry.sdk.metrics.export import MetricExportResult  # noqa: PLC0415
+
+        if self._exporter is None:
+            self._exporter = _exporter("metric", self._otel.metrics)
+        data = self._data([*told[-1], *genai(told[-1])])
+        if self._exporter.export(data) is not MetricExportResult.SUCCESS:
+            raise ConnectionError("the OTLP collector did not take the metrics")
+
+    def _data(self, families: list[Family]) -> Any:
+        from opentelemetry.sdk.metrics import export as sdk  # noqa: PLC0415
+        from opentelemetry.sdk.resources import Resource as SdkResource  # noqa: PLC0415
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415
+
+        now, began = time.time_ns(), self._began_ns
+        none: Any = None  # the least and the most are not kept
+        cumulative = sdk.AggregationTemporality.CUMULATIVE
+        made = []
+        for family in families:
+            points: list[Any] = []
+            data: Any
+            for labels, value in family.samples:
+                if isinstance(value, Histogram):
+                    counts = tuple(value.counts)
+                    points.append(
+                        sdk.HistogramDataPoint(
+                            labels, began, now, sum(counts), value.sum, counts, value.bounds, none, 0.0
+                        )
+                    )
+                else:
+                    points.append(sdk.NumberDataPoint(labels, began, now, float(value)))
+            if family.kind == "histogram":
+                data = sdk.Histogram(points, cumulative)
+            elif family.kind == "counter":
+                data = sdk.Sum(points, cumulative, is_monotonic=True)
+            else:
+                data = sdk.Gauge(points)
+            unit = "s" if "seconds" in family.name or family.name in GENAI.values() else "1"
+            made.append(sdk.Metric(family.name, family.help, unit, data))
+        scope = sdk.ScopeMetrics(InstrumentationScope(spans.SCOPE, __version__), made, "")
+        resource = SdkResource(self._otel.resource.attributes(self._process))
+        return sdk.MetricsData([sdk.ResourceMetrics(resource, [scope], "")])
 
 
 def _exporter(signal: str, protocol: str) -> Any:

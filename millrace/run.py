@@ -12,12 +12,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvloop
 
-from millrace import alive, logs, settings, tls
+from millrace import alive, exposed, logs, metrics, scrape, settings, tls
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.messages import Here
+from millrace.resources import resources
 from millrace.subjects import PRESENCE, SAFE, Role
 from millrace.telemetry import Context
 
@@ -82,8 +84,12 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
     state = State.STARTING
     actor = await build(bus, given, id)
 
+    def measured() -> Here:
+        here = actor.here(state, os.getpid())
+        return msgspec.structs.replace(here, gauges={**here.gauges, **resources()})
+
     async def tell() -> None:
-        bus.publish(PRESENCE.to(role), actor.here(state, os.getpid()))
+        bus.publish(PRESENCE.to(role), measured())
         if given.alive:
             alive.tell(Path(given.alive), state)
 
@@ -106,6 +112,9 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
 
     bus.on_up = again
     await actor.start()
+    scraped = None
+    if given.metrics_at:
+        scraped = await scrape.serve(given.metrics_at, lambda: metrics.text(exposed.families([measured()])))
     # To look through a gateway's thousand streams for cycles takes 0.1 s, in which nothing is sent; with
     # Python's own thresholds the objects of one delta are enough for a round, and that was every 5 s. What
     # start-up made stays for ever, and is not looked at again.
@@ -131,6 +140,8 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
         except TimeoutError:
             log.warning("did not drain within %g s", DRAIN_S)
     telling.cancel()
+    if scraped:
+        scraped.close()
     await actor.stop()
     await bus.close()
     log.info("stopped")

@@ -22,6 +22,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     id: str = ""  # a name for this boot; a random one if empty
     log: str = "info"
     log_format: str = "auto"  # json, text, or auto: text on a terminal
+    metrics_at: str = ""  # host:port where this process alone tells its metrics; empty: nowhere
 
 
 class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +41,7 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pings: int = 3  # unanswered ones until the engine counts as gone
     slow_reader: int = 1 << 20  # bytes a client may leave unread before its stream is closed
     slow_reader_s: float = 30.0
+    metrics: bool = True  # whether requests and tokens are counted
     trace_file: str = ""  # where traces are kept, as `millrace up` has it; empty: nowhere
     trace_content: bool = False  # whether traces hold what was asked and answered
 

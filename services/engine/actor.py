@@ -172,8 +172,9 @@ class EngineActor(Actor):
             self._roster.load,
             self._slots,
             self._name,
-            counts={**counts, **self._pressure.counts},
+            counts={**counts, **self._pressure.counts, "steps": self._steps.steps},
             pressure=self._pressure.name,
+            gauges={"cache_used": self._cache_used},
         )
 
     @property

@@ -9,12 +9,16 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
+
+from millrace import exposed, metrics, settings
 from millrace import messages as m
-from millrace import settings
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
 from millrace.errors import Code, Failure
 from millrace.messages import Here, Message
+from millrace.metrics import Family
+from millrace.resources import resources
 from millrace.subjects import (
     BELL,
     DEAD,
@@ -167,6 +171,8 @@ class GatewayActor(Actor):
         self.spawn(self._measure())
         if self._gate.closed:
             self.spawn(self._ring_on())
+        if self._sight.exports_metrics:
+            self.spawn(self._export())
 
     async def _meet(self) -> None:
         """Those who are there answer the first sign of a gateway at once; then it knows what it serves."""
@@ -177,8 +183,15 @@ class GatewayActor(Actor):
             await asyncio.sleep(0.01)
 
     def here(self, state: str, pid: int) -> Here:
+        # Its tallies are long, and the other gateways alone want them.
+        others = any(here.role == Role.GATEWAY and here.id != self.id for here, _ in self._seen.values())
+        return self._told_whole(state, pid, tallies=others)
+
+    def _told_whole(self, state: str, pid: int, *, tallies: bool = True) -> Here:
         counts = {**self.bus.counts, **self._ledger.counts, **self._sight.counts}
-        return Here(self.role, self.id, pid, state, len(self._ledger.entries), counts=counts)
+        entries = self._ledger.entries
+        told = self._sight.tallies(entries.values()) if tallies else []
+        return Here(self.role, self.id, pid, state, len(entries), counts=counts, tallies=told)
 
     async def reconnected(self) -> None:
         self._connected_at = time.monotonic()
@@ -239,6 +252,18 @@ class GatewayActor(Actor):
         now = time.monotonic()
         there = {h.role for h, at in self._seen.values() if h.state == "ready" and now - at < SEEN_S}
         return [role for role in (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER) if role not in there]
+
+    async def families(self, *, whole: bool = True) -> list[Family]:
+        """The numbers of the whole service, or of this gateway alone."""
+        now = time.monotonic()
+        own = self._told_whole("draining" if self.draining else "ready", os.getpid())
+        heres = [msgspec.structs.replace(own, gauges=resources())]
+        if whole:
+            heres += [h for h, at in self._seen.values() if h.id != self.id and now - at < SEEN_S]
+        return exposed.families(heres, await self.bus.depth() if whole else None)
+
+    async def metrics(self) -> bytes:
+        return metrics.text(await self.families())
 
     async def open(self, ask: Ask) -> Answer:
         now = time.monotonic()
@@ -505,6 +530,14 @@ class GatewayActor(Actor):
     def _gateways(self) -> int:
         now = time.monotonic()
         return sum(h.role == self.role and now - at < SEEN_S for h, at in self._seen.values())
+
+    async def _export(self) -> None:
+        """Over OTLP. Of several gateways one tells of the inner processes, or they would count double."""
+        while True:
+            await asyncio.sleep(self._sight.metrics_every_s)
+            now = time.monotonic()
+            peers = [h.id for h, at in self._seen.values() if h.role == Role.GATEWAY and now - at < SEEN_S]
+            self._sight.export(await self.families(whole=self.id == min([self.id, *peers])))
 
     # -- what goes out
 

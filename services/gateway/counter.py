@@ -151,11 +151,11 @@ async def _outcome(work: Coroutine[Any, Any, None]) -> Failure | None:
     return None
 
 
-async def reply(send: Send, status: int, body: bytes) -> None:
+async def reply(send: Send, status: int, body: bytes, kind: tuple[bytes, bytes] = JSON) -> None:
     start: HTTPResponseStartEvent = {
         "type": "http.response.start",
         "status": status,
-        "headers": [JSON, (b"content-length", b"%d" % len(body))],
+        "headers": [kind, (b"content-length", b"%d" % len(body))],
     }
     await send(start)
     event: HTTPResponseBodyEvent = {"type": "http.response.body", "body": body, "more_body": False}

@@ -120,6 +120,10 @@ class Watch(Protocol):
 class Desk(Watch, Protocol):
     draining: bool
 
+    async def metrics(self) -> bytes:
+        """The whole service's, as Prometheus reads them."""
+        ...
+
     async def open(self, ask: Ask) -> Answer:
         """Returns once the job is queued. Raises `Failure`: queue_full, context_length_exceeded, ..."""
         ...

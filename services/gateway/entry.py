@@ -8,6 +8,7 @@ from millrace.errors import Failure
 from millrace.keys import ANYONE, Tenant
 from millrace.subjects import Lane, lane_of
 from services.gateway.desk import Piece
+from services.gateway.tally import Tally
 from services.gateway.visit import Visit
 
 SUSPECT_STRIKES, SUSPECT_DEATHS = 2, 4
@@ -36,6 +37,7 @@ class Entry:
     finish: m.Finish = ""
     first_at: float = 0.0  # its first token was committed; 0: not yet
     spoken_at: float = 0.0  # its last one so far
+    tally: Tally | None = None
     heard: list[str] | None = None  # its texts, where they are recorded
     ended: bool = False
     on_news: Callable[[], None] = lambda: None

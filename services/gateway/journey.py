@@ -120,7 +120,7 @@ class Journeys:
     """All that is under way, and what ended a moment ago."""
 
     def __init__(self, process: Process, *, content: bool = False):
-        self._process = process
+        self.process = process
         self._content = content
         self._stays: dict[str, Stay] = {}  # by the visit's traceparent, which every ask made on it carries
         self._open: dict[str, tuple[Journey, Stay]] = {}  # by request
@@ -207,7 +207,7 @@ class Journeys:
         if visit.failure:
             attributes[spans.ERROR_TYPE] = visit.failure.code
         yield Span(
-            self._process,
+            self.process,
             trace,
             f"{visit.method} {visit.route}".strip(),
             visit.began + offset,
@@ -221,7 +221,7 @@ class Journeys:
         )
         if visit.first_at:
             yield Span(
-                self._process,
+                self.process,
                 trace,
                 "stream",
                 visit.first_at + offset,
@@ -239,7 +239,7 @@ class Journeys:
         trace, chat = trace_of(entry.traceparent), span_of(entry.traceparent)
         ended = journey.ended_at + offset
         yield Span(
-            self._process,
+            self.process,
             trace,
             f"{journey.operation} {entry.model}",
             journey.asked_at + offset,
@@ -251,7 +251,7 @@ class Journeys:
         )
         admitted = journey.admitted_at + offset if journey.admitted_at else ended
         admit = Span(
-            self._process,
+            self.process,
             trace,
             "admit",
             journey.asked_at + offset,
@@ -319,7 +319,7 @@ class Journeys:
     def _waited(self, trace: str, chat: str, began: float, ended: float) -> Span:
         attributes: dict[str, spans.Value] = {spans.SYSTEM: "nats", spans.DESTINATION: JOBS.name}
         return Span(
-            self._process, trace, "broker wait", began, ended, chat, kind=Kind.CONSUMER, attributes=attributes
+            self.process, trace, "broker wait", began, ended, chat, kind=Kind.CONSUMER, attributes=attributes
         )
 
     def _attempted(
@@ -342,7 +342,7 @@ class Journeys:
         if attempt.reason:
             attributes[spans.REASON] = attempt.reason
         return Span(
-            self._process,
+            self.process,
             trace,
             f"attempt {number}",
             began,
@@ -366,7 +366,7 @@ class Journeys:
             quiet = max(quiet, attempt.spoken_at + offset)
             began = prefill.ended if prefill else attempt.granted_at + offset
             yield Span(
-                self._process,
+                self.process,
                 trace,
                 "decode",
                 began,
@@ -375,7 +375,7 @@ class Journeys:
                 attributes={"tokens": attempt.end - attempt.start, "millrace.seen_by": Role.GATEWAY.value},
             )
         yield Span(
-            self._process,
+            self.process,
             trace,
             "silence",
             min(quiet, within.ended),

@@ -312,6 +312,11 @@ class Ledger:
             entry.pieces.append(Piece(tokens[i], texts[i], "", odds[i]))
         entry.pieces.append(Piece(tokens[last], texts[last], said.finish, odds[last]))
         entry.committed += tokens[skip:]
+        if entry.tally is not None:
+            if entry.first_at:
+                entry.tally.went_on(last + 1 - skip, now - entry.spoken_at)
+            else:
+                entry.tally.began(last + 1 - skip, now - entry.opened_at)
         entry.first_at = entry.first_at or now
         entry.progress_at = entry.alive_at = entry.spoken_at = now
         if entry.heard is not None:

@@ -2,14 +2,17 @@
 
 from litestar import route
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from millrace.errors import Code, Failure
+from millrace.metrics import CONTENT_TYPE
 from millrace.settings import Gateway
 from services.gateway import fault
-from services.gateway.counter import Counter, told
+from services.gateway.counter import Counter, at, reply, told
 from services.gateway.desk import Desk
 from services.gateway.surfaces import openai, requests, tokens
+
+METRICS = (b"content-type", CONTENT_TYPE)
 
 
 def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
@@ -32,4 +35,7 @@ def _health(desk: Desk) -> list[HTTPRouteHandler]:
     async def livez() -> ASGIApp:
         return told({"status": "ok"})
 
-    return [readyz, livez]
+    async def scraped(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, 200, await desk.metrics(), METRICS)
+
+    return [readyz, livez, at("GET", "/metrics", scraped)]

@@ -1,13 +1,16 @@
 """What the gateway shows of itself: a request's trace and its one log line, made when it has ended."""
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from millrace import exposed
 from millrace import messages as m
 from millrace.errors import MEANINGS, Code
 from millrace.logs import fields
-from millrace.otel import Otel, SpanExport
+from millrace.metrics import Family
+from millrace.otel import MetricExport, Otel, SpanExport
 from millrace.outlet import Outlet
 from millrace.settings import Gateway
 from millrace.spans import Process, Span
@@ -16,6 +19,7 @@ from millrace.telemetry import trace_of, wall
 from millrace.tracefile import TraceFile
 from services.gateway.entry import Entry
 from services.gateway.journey import Journey, Journeys, Stay
+from services.gateway.tally import Tally
 from services.gateway.visit import Visit
 
 CLOSE_S = 0.5
@@ -24,13 +28,21 @@ CLOSE_S = 0.5
 log = logging.getLogger("millrace.request")
 
 
+MOST_MODELS = exposed.MOST_MODELS
+
+
 class Sight:
     def __init__(self, id: str, given: Gateway, env: Mapping[str, str]):
         otel = Otel.of(env)
         self._otel = otel
         self._content = given.trace_content
+        self._tallies: dict[str, Tally] | None = {} if given.metrics else None  # by served model
+        self._rejected: Counter[str] = Counter()
         self._journeys = Journeys(Process(Role.GATEWAY, id), content=given.trace_content)
         self._outlets: list[Outlet[list[Span]]] = []
+        self._metrics_out: Outlet[list[Family]] | None = None
+        if otel.metrics:
+            self._metrics_out = Outlet("OTLP metrics", MetricExport(otel, self._journeys.process), size=2)
         if given.trace_file and otel.ratio:
             file = TraceFile(Path(given.trace_file), otel.resource)
             self._outlets.append(Outlet("trace file", file.write, size=otel.queue))
@@ -39,8 +51,21 @@ class Sight:
             self._outlets.append(Outlet("OTLP traces", export, size=otel.queue, pause_s=otel.traces_every_s))
 
     @property
+    def exports_metrics(self) -> bool:
+        return self._metrics_out is not None
+
+    @property
+    def metrics_every_s(self) -> float:
+        return self._otel.metrics_every_s
+
+    def export(self, families: list[Family]) -> None:
+        if self._metrics_out:
+            self._metrics_out.put(families)
+
+    @property
     def counts(self) -> dict[str, int]:
         return {
+            **self._rejected,
             "traces_dropped": sum(outlet.dropped for outlet in self._outlets),
             "traces_failed": sum(outlet.failed for outlet in self._outlets),
         }
@@ -56,6 +81,7 @@ class Sight:
     def opened(self, entry: Entry, asked_on: str, now: float) -> Journey:
         if self._content:
             entry.heard = []
+        entry.tally = self._tally(entry.model)
         return self._journeys.opened(entry, asked_on, now)
 
     def journey(self, request: str) -> Journey | None:
@@ -77,11 +103,29 @@ class Sight:
         if journey := self._journeys.of(request):
             journey.lost(reason, now)
 
+    def _tally(self, model: str) -> Tally | None:
+        if self._tallies is None:
+            return None
+        if model not in self._tallies and len(self._tallies) < MOST_MODELS:
+            self._tallies[model] = Tally()
+        return self._tallies.get(model)
+
+    def tallies(self, entries: Iterable[Entry]) -> list[m.Tallied]:
+        """As this gateway tells them; of the live entries, those that no engine has are waiting."""
+        waiting = Counter(entry.model for entry in entries if not entry.engine)
+        return [tally.told(model, waiting[model]) for model, tally in (self._tallies or {}).items()]
+
     def ended(self, entry: Entry, now: float) -> None:
+        if entry.tally is not None:
+            finish = entry.finish or (entry.failure.code if entry.failure else "")
+            cached, tokens = entry.cached_tokens, len(entry.committed)
+            entry.tally.ended(finish, entry.prompt_tokens, cached, tokens, now - entry.opened_at)
         if stay := self._journeys.ended(entry.request, now):
             _say(stay)
 
     def left(self, visit: Visit, now: float) -> None:
+        if visit.failure:
+            self._rejected[f"rejected_{visit.failure.code}"] += 1
         if stay := self._journeys.left(visit, now):
             _say(stay)
 
@@ -90,6 +134,9 @@ class Sight:
     def tick(self, now: float) -> None:
         offset = wall(0.0)
         for stay in self._journeys.due(now):
+            for journey in stay.journeys:
+                if (tally := journey.entry.tally) is not None:
+                    tally.spent(journey.queued_s(), journey.prefill_s(), journey.decode_s())
             if made := self._journeys.trace(stay, offset):
                 self._put(made)
 
@@ -101,6 +148,8 @@ class Sight:
         self.tick(float("inf"))
         for outlet in self._outlets:
             outlet.close(CLOSE_S)
+        if self._metrics_out:
+            self._metrics_out.close(CLOSE_S)
 
 
 def _say(stay: Stay) -> None:

@@ -59,6 +59,8 @@ def page() -> str:
     parts = [
         messages.Mark,
         messages.Hop,
+        messages.Spread,
+        messages.Tallied,
         messages.Sampling,
         messages.Odds,
         messages.Run,

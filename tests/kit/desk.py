@@ -93,6 +93,9 @@ class ScriptedDesk:
     def left(self, visit: Visit) -> None:
         self.visits.append(visit)
 
+    async def metrics(self) -> bytes:
+        return b""
+
     async def open(self, ask: Ask) -> ScriptedAnswer:
         self.asks.append(ask)
         if self.opening is not None:
