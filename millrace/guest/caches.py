@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.convert.runtime import ort, session
-from millrace.guest.form import Form, Put
+from millrace.guest.form import BRANCH, Form, Put
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -151,6 +151,8 @@ def _words(form: Form, parts: Sequence[Part], mask: Array) -> dict[str, Array]:
         feeds["position_ids"] = np.array(rows, form.words)
     if form.keep:
         feeds[form.keep] = np.array(1, np.int64)
+    if form.branch:
+        feeds[BRANCH] = np.array([any(part.start for part in parts)])
     return feeds
 
 

@@ -26,6 +26,7 @@ VERSION = 1
 PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 PRESENT = re.compile(r"present(?:_key_values)?\.(\d+)\.(key|value)")
 KEEP = ("num_logits_to_keep", "logits_to_keep")
+BRANCH = "use_cache_branch"
 TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -53,6 +54,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     words: Literal["int64", "int32"]  # the type of input_ids, attention_mask and position_ids
     positions: bool  # whether it asks for position_ids
     keep: str  # the input that says of how many words logits are wanted; "" if they come of all
+    branch: bool  # whether it has to be told that there are keys and values of before
     past: list[tuple[str, str]]  # the inputs of each layer's keys and values
     present: list[tuple[str, str]]  # and the outputs
 
@@ -122,7 +124,14 @@ def recognise(inputs: Iterable[Put], outputs: Iterable[Put]) -> Form:
             "it cannot go on where it was"
         )
     keep = next((name for name in KEEP if name in ins), "")
-    known = {"input_ids", "attention_mask", "position_ids", keep, *(name for pair in past for name in pair)}
+    known = {
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        keep,
+        BRANCH,
+        *(name for pair in past for name in pair),
+    }
     if unknown := sorted(ins.keys() - known):
         raise ValueError(f"the graph wants {', '.join(unknown)}, which is not known here")
     shapes = {(ins[name].shape[1], ins[name].shape[3], ins[name].type) for pair in past for name in pair}
@@ -144,6 +153,7 @@ def recognise(inputs: Iterable[Put], outputs: Iterable[Put]) -> Form:
         words="int64" if word == "tensor(int64)" else "int32",
         positions="position_ids" in ins,
         keep=keep,
+        branch=BRANCH in ins,
         past=past,
         present=present,
     )

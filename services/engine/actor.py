@@ -64,6 +64,9 @@ def fitted(folder: models.Model, given: settings.Engine) -> settings.Engine:
         )
     except ValueError as error:
         raise settings.SettingError(f"model: {error}") from None
+    except OSError as error:
+        log.warning("what fits is not known: %s", error)
+        return msgspec.structs.replace(given, slots=given.slots or SLOTS)
     log.info("%s; a slot holds a whole context, so what is admitted can end", fit)
     if not given.slots and fit.slots < SLOTS:
         log.warning("memory for %d slots of %d tokens, not for %d", fit.slots, fit.context, SLOTS)

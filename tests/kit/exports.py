@@ -23,6 +23,7 @@ class Export:
     grouped: bool  # GroupQueryAttention; else plain operators, whose keys and values grow
     positions: bool = True  # asks for position_ids; else it counts the words of before, and sees no padding
     keep: bool = False  # takes num_logits_to_keep
+    branch: bool = False  # forgets what was before, unless it is told that there is something
     half: bool = False  # keys and values in 16 bits
     data: str = ""  # the file of its weights
 
@@ -59,6 +60,8 @@ class _Llama:
             g.input("position_ids", np.int64, ["batch_size", "sequence_length"])
         if self.e.keep:
             g.input("num_logits_to_keep", np.int64, [])
+        if self.e.branch:
+            g.input("use_cache_branch", np.bool_, [1])
         self.count = g.node("Gather", g.node("Shape", words), g.constant(1, np.int64))
         self.total = g.node("Gather", g.node("Shape", mask), g.constant(1, np.int64))
         if self.e.grouped:
@@ -118,6 +121,8 @@ class _Llama:
             )
             for n in ("key", "value")
         ]
+        if self.e.branch:
+            past = [self._chosen(each) for each in past]
         attended = (self._grouped if self.e.grouped else self._plain)(i, q, k, v, past)
         for n in ("key", "value"):
             g.output(f"present.{i}.{n}", self.kind, ["batch_size", self.kv, "total_sequence_length", self.d])
@@ -126,6 +131,20 @@ class _Llama:
         gate, up = (g.node("MatMul", y, self.weight(f"{at}.mlp.{n}_proj.weight")) for n in ("gate", "up"))
         act = g.node("Mul", g.node("Mul", gate, g.node("Sigmoid", gate)), up)
         return g.node("Add", x, g.node("MatMul", act, self.weight(f"{at}.mlp.down_proj.weight")))
+
+    def _chosen(self, past: str) -> str:
+        g = self.g
+        none = g.node("Slice", past, self.ints(0), self.ints(0), self.ints(2))
+        branches = {
+            name: onnx.helper.make_graph(
+                [onnx.helper.make_node("Identity", [held], [f"{held}.{name}"])],
+                name,
+                [],
+                [onnx.helper.make_value_info(f"{held}.{name}", onnx.TypeProto())],
+            )
+            for name, held in (("then_branch", past), ("else_branch", none))
+        }
+        return g.node("If", "use_cache_branch", named=(f"{past}.chosen",), **branches)
 
     def _grouped(self, i: int, q: str, k: str, v: str, past: list[str]) -> str:
         return self.g.nodes(

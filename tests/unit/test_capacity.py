@@ -77,6 +77,15 @@ def test_the_engine_takes_what_fits(tmp_path: Path) -> None:
     assert (capacity.SLOTS, 1) > (found.slots, found.prefix_cache_mb) > (0, -1)
 
 
+def test_a_machine_that_tells_nothing_is_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """To have memory enough; the log has a warning."""
+    hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
+    found = actor.fitted(models.find(str(hub)), settings.Engine(sysroot=str(tmp_path)))
+
+    assert capacity.SLOTS == found.slots
+    assert "what fits is not known" in caplog.text
+
+
 @pytest.mark.parametrize("quant", ["int8", "int4", "fp32"])
 def test_the_plan_knows_the_bytes_of_a_conversion(tmp_path: Path, quant: str) -> None:
     """Of keys and values exactly, of weights before converting about as after."""

@@ -34,6 +34,7 @@ FORMS: dict[str, tuple[Write, dict[str, Any], tuple[bool, bool]]] = {
     "optimum": (optimum, {}, (False, True)),
     "optimum without positions": (optimum, {"positions": False}, (False, False)),
     "optimum with num_logits_to_keep": (optimum, {"keep": True}, (False, True)),
+    "optimum, merged": (optimum, {"branch": True}, (False, True)),
     "optimum in 16 bits": (optimum, {"half": True}, (False, True)),
 }
 
