@@ -30,6 +30,7 @@ from millrace.columns import size
 ALWAYS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 PERHAPS = (
     "generation_config.json",
+    "quantize_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",

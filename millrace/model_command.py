@@ -67,7 +67,9 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
 def _conversion(parser: argparse.ArgumentParser) -> None:
     """How a conversion is done, and what its result is called."""
     parser.add_argument(
-        "--quant", choices=("int8", "int4", "fp32"), default="int8", help="of the weights (default: int8)"
+        "--quant",
+        choices=("int8", "int4", "fp32"),
+        help="of the weights (default: int8; weights that are in 4 bits already stay as they are)",
     )
     parser.add_argument(
         "--cache", choices=("int8", "fp32"), default="int8", help="of keys and values (default: int8)"
@@ -198,7 +200,10 @@ def _convert(root: Path, folder: Path, out: Path | None, name: str | None, **how
         convert_into(folder, out, **how)
         print(out)
     else:
-        keep(root, name or f"{folder.resolve().name}-{how['quant']}", str(folder.resolve()), folder, how)
+        from millrace.convert import usual
+
+        name = name or f"{folder.resolve().name}-{how['quant'] or usual(folder)}"
+        keep(root, name, str(folder.resolve()), folder, how)
     return 0
 
 
@@ -219,7 +224,7 @@ def _pull(root: Path, repo: str, name: str | None, **how: Any) -> int:
     wanted = hub.Repo(repo)
     name = name or wanted.id
     store.check_free(root, name)
-    pulled = wanted.pull(CONVERTED[how["quant"]], root)
+    pulled = wanted.pull(CONVERTED[how["quant"] or "int8"], root)
     keep(root, name, f"hub:{wanted.id}@{pulled.commit}", pulled.folder, how)
     print(f"what was downloaded stays in the Hub's cache: {pulled.folder}")
     return 0

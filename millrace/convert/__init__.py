@@ -5,6 +5,7 @@
     forward         a model over a text, layer by layer
     calibrate       what each layer is computed with, by what it does with the text
     quality         how far the result is from the original
+    packed          weights that came in 4 bits
     network         the graph, over
     linear, graph   linear layers in each arithmetic; writing ONNX
     card            what the engine has to know
@@ -22,12 +23,13 @@ from typing import get_args
 import msgspec
 
 from millrace import whole
-from millrace.convert import architecture, calibrate, card, quality, text
+from millrace.convert import architecture, calibrate, card, packed, quality, text
 from millrace.convert.architecture import Architecture
 from millrace.convert.card import Cache, Card, Quant
 from millrace.convert.forward import Exact, Planned
 from millrace.convert.graph import Graph, Store
 from millrace.convert.network import CANDIDATES, Form, Network, Plan
+from millrace.convert.packed import Packed
 from millrace.convert.quality import Quality
 from millrace.convert.safetensors import Weights
 from millrace.models import inside, read_json
@@ -62,7 +64,7 @@ DATA = "weights.bin"
 def convert(
     folder: Path,
     out: Path,
-    quant: Quant = "int8",
+    quant: Quant | None = None,
     progress: Progress = lambda done, total, what: None,
     *,
     cache: Cache = "int8",
@@ -73,14 +75,16 @@ def convert(
     """Convert a model; ValueError if it cannot be done, and then `out` does not exist.
 
     A result that is far from the original is such an error, unless it is accepted as it is. It is chosen by,
-    and measured on, the text `words`; without one, the folder's own, or ours.
+    and measured on, the text `words`; without one, the folder's own, or ours. Weights that are in 4 bits
+    already stay as they are, unless another `quant` is asked for.
     """
-    if quant not in get_args(Quant) or cache not in get_args(Cache):
+    if quant not in (None, *get_args(Quant)) or cache not in get_args(Cache):
         raise ValueError(f"quantisation {quant!r} with a cache of {cache!r} is not known")
     if out.exists():
         raise ValueError(f"{out} exists already")
     a = read_architecture(folder, max_len)
-    weights = Weights(folder)
+    weights = packed.opened(folder)
+    quant = quant or usual(folder)
     if not a.tied and "lm_head.weight" not in weights:
         raise ValueError(f"{folder}: the tensor lm_head.weight is missing, and the heads are not tied")
     with whole.making(out) as made:
@@ -89,6 +93,11 @@ def convert(
         if (faults := found.faults(quant)) and not accept:
             raise Poor(found, faults)
     return out
+
+
+def usual(folder: Path) -> Quant:
+    """The quantisation of a folder where none is asked for."""
+    return "int4" if packed.form_of(folder) else "int8"
 
 
 def read_architecture(folder: Path, max_len: int = 0) -> Architecture:
@@ -113,6 +122,8 @@ def _write(
 
     texts = text.halves(folder, text.of(folder) if words is None else words, a)
     plan = Plan(quant)
+    if quant == "int4" and isinstance(weights, Packed):
+        plan = Plan("int8", packed=True)  # what is not in 4 bits had its reasons
     digests = []
     graphs = {}
     with Store(out / DATA) as store:

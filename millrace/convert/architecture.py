@@ -133,8 +133,6 @@ def read(config: Config, max_len: int = 0) -> Architecture:
     family = FAMILIES.get(names[0]) if isinstance(names, list) and isinstance(names[0], str) else None
     if family is None:
         raise ValueError(f"the architecture {names[0]!r} is not one of {', '.join(FAMILIES)}")
-    if config.get("quantization_config"):
-        raise ValueError("the weights are quantised already; give the original ones")
     try:
         made = family(config, _plain(config))
     except KeyError as error:

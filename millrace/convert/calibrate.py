@@ -69,14 +69,14 @@ def steps(seen: Floats, *, by_channel: bool) -> Floats:
 
 def arithmetic(a: Architecture, plan: Plan, linear: Linear, x: Floats) -> None:
     """The kernel of a linear layer that reads `x`, and what its input is divided by before it."""
-    if plan.kernel == "fp32":
+    if plan.kernel == "fp32" or (plan.packed and linear.packed):
         return
     x = x[:: max(1, len(x) // ROWS)]
     weights = linear.weights()
     expected = x @ weights.T
     for kernel in dict.fromkeys([plan.kernel, "int8", "wide", "fine"]):
         wrong, smooth = error(kernel, linear, x, weights, expected), None
-        if kernel in ("int8", "int4") and wrong > FINE:
+        if kernel in ("int8", "int4") and wrong > FINE and not plan.packed:
             for tried in smoothings(a, linear, x, weights):
                 less = error(kernel, linear, x / tried, weights * tried, expected)
                 if less < wrong * 0.9:  # a hair's breadth is not worth the weights' disturbance

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from millrace.convert import card, quality, read_architecture, text
+from millrace.convert import card, packed, quality, read_architecture, text
 from millrace.convert.card import Card
 from millrace.convert.forward import Exact, Floats, portions
 from millrace.convert.quality import Quality
 from millrace.convert.runtime import session
-from millrace.convert.safetensors import Weights
 
 LONGEST = 2048  # tokens of a text; more would take long and say little more
 
@@ -36,7 +35,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         original = None
         if source:
-            exact = Exact(a, Weights(source), (tokens,), Path(scratch) / "layer")
+            exact = Exact(a, packed.opened(source), (tokens,), Path(scratch) / "layer")
             for i in range(made.layers):
                 progress(i, made.layers, f"layer {i + 1} of {made.layers} in fp32")
                 exact.layer(i)

@@ -5,6 +5,7 @@
     wide    the same with activations of 16 bits, as two rows of 8: they may have outliers
     fine    weights of 16 bits too, as two of 8: so may they
     int4    weights in 4 bits by blocks; reads half the bytes, which wins where one row is computed
+    packed  the same with the codes of a folder that has its weights in 4 bits
 
 All but fp32 sum integers, so a row's result does not depend on the rows beside it.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.convert.graph import CONTRIB, Graph
+from millrace.convert.packed import Codes
 
 Floats = npt.NDArray[np.float32]
 Make = Callable[[], Floats]
@@ -118,17 +120,43 @@ def parts(weights: npt.NDArray[Any], size: int = 1 << 22) -> Iterator[slice]:
 
 def int4(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
     codes = cache(lambda: blocks(make()))
-    return g.contrib(
-        "MatMulNBits",
-        x,
-        g.weight(f"{name}.int4", lambda: codes()[0]),
-        g.weight(f"{name}.scales", lambda: codes()[1]),
-        K=k,
-        N=n,
-        bits=4,
-        block_size=BLOCK,
-        accuracy_level=4,
+    weights = [g.weight(f"{name}.int4", lambda: codes()[0]), g.weight(f"{name}.scales", lambda: codes()[1])]
+    return _int4(g, x, weights, k, n, BLOCK)
+
+
+def packed(g: Graph, x: str, name: str, k: int, n: int, codes: Codes) -> str:
+    """The codes as they came, in blocks as ONNX Runtime has them."""
+    size, times = (
+        codes.block,
+        codes.group // codes.block if codes.scales.shape[1] > 1 else -(-k // codes.block),
     )
+
+    def fours() -> npt.NDArray[np.uint8]:
+        padded = np.pad(codes.fours(), ((0, 0), (0, -k % size)))
+        return _paired(padded.reshape(n, -1, size))
+
+    if (order := codes.order) is not None:
+        x = g.node("Gather", x, g.weight(f"{name}.order", lambda: order), axis=-1)
+    inputs = [
+        g.weight(f"{name}.int4", fours),
+        g.weight(f"{name}.scales", lambda: np.repeat(codes.scales, times, axis=1)),
+    ]
+    if (codes.zeros != 8).any():
+        zeros = np.repeat(codes.zeros, times, axis=1)
+        inputs.append(
+            g.weight(f"{name}.zeros", lambda: _paired(np.pad(zeros, ((0, 0), (0, len(zeros[0]) % 2)))))
+        )
+    return _int4(g, x, inputs, k, n, size)
+
+
+def _int4(g: Graph, x: str, inputs: list[str], k: int, n: int, size: int) -> str:
+    return g.contrib("MatMulNBits", x, *inputs, K=k, N=n, bits=4, block_size=size, accuracy_level=4)
+
+
+def _paired(fours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Two neighbours in a byte."""
+    made: npt.NDArray[np.uint8] = fours[..., 0::2] | fours[..., 1::2] << np.uint8(4)
+    return made
 
 
 def blocks(weights: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
@@ -146,7 +174,7 @@ def blocks(weights: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
         scale = (peak / np.float32(-8)).astype(np.float32)
         scale[scale == 0] = 1
         fours = np.clip(np.rint(padded / scale) + 8, 0, 15).astype(np.uint8)
-        codes[some], scales[some] = fours[:, :, 0::2] | fours[:, :, 1::2] << 4, scale[:, :, 0]
+        codes[some], scales[some] = _paired(fours), scale[:, :, 0]
     return codes, scales
 
 

@@ -13,9 +13,11 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from millrace.convert import linear, packed
 from millrace.convert.architecture import Architecture, Layer, Rope
 from millrace.convert.graph import CONTRIB, Graph
 from millrace.convert.linear import KERNELS
+from millrace.convert.packed import Codes, Packed
 from millrace.convert.safetensors import Weights
 
 Floats = npt.NDArray[np.float32]
@@ -58,6 +60,7 @@ class Plan:
     kernel: str  # of the linear layers that `kernels` does not name
     kernels: dict[str, str] = field(default_factory=dict)
     scales: list[Scales] = field(default_factory=list)  # one a layer; none: keys and values stay fp32
+    packed: bool = False  # layers that came in 4 bits keep them, and nothing is folded into any layer
     smooth: dict[str, Floats] = field(default_factory=dict)
     """What an input channel of a linear layer is divided by, and its weights are multiplied with.
 
@@ -74,6 +77,7 @@ class Linear:
     k: int
     n: int
     weights: Callable[[], Floats]
+    packed: bool = False  # whether they came in 4 bits
 
 
 @dataclass(frozen=True)
@@ -311,15 +315,7 @@ class Network:
     # -- linear layers
 
     def linear(self, name: str, x: str, k: int, n: int, *, bias: bool = False, stored: str = "") -> str:
-        stored = stored or name
-        return self._apply(
-            name,
-            x,
-            k,
-            n,
-            lambda: self._get(f"{stored}.weight", n, k),
-            (lambda: self._get(f"{name}.bias", n)) if bias else None,
-        )
+        return self._apply(name, x, k, {stored or name: n}, bias=bias)
 
     def _several(
         self,
@@ -336,40 +332,51 @@ class Network:
 
         `last`: what the last one's outputs are divided by, for the sake of the layer that reads them.
         """
-        n = sum(size for _, size in parts)
+        stored = {f"{at}.{part}_proj": size for part, size in parts}
+        if self.a.joined:
+            stored = {f"{at}.{joined}": sum(stored.values())}
+        return self._apply(f"{at}.{joined}", x, k, stored, bias=bias, last=last)
+
+    def _apply(
+        self, name: str, x: str, k: int, stored: dict[str, int], *, bias: bool, last: Floats | None = None
+    ) -> str:
+        """`stored`: as what, and with how many outputs each."""
+        plan, n = self._plan, sum(stored.values())
 
         def get(kind: str, *shape: int) -> Floats:
-            if self.a.joined:
-                made = self._get(f"{at}.{joined}.{kind}", n, *shape)
-            else:
-                made = np.concatenate(
-                    [self._get(f"{at}.{part}_proj.{kind}", size, *shape) for part, size in parts]
-                )
+            made = np.concatenate(
+                [self._get(f"{each}.{kind}", size, *shape) for each, size in stored.items()]
+            )
             if last is not None:
                 made[-len(last) :] /= last.reshape(-1, *(1 for _ in shape))
             return made
 
-        return self._apply(
-            f"{at}.{joined}", x, k, n, lambda: get("weight", k), (lambda: get("bias")) if bias else None
-        )
-
-    def _apply(
-        self,
-        name: str,
-        x: str,
-        k: int,
-        n: int,
-        weight: Callable[[], Floats],
-        bias: Callable[[], Floats] | None,
-    ) -> str:
-        plan = self._plan
+        def weights() -> Floats:
+            return get("weight", k)
 
         def smoothed() -> Floats:
-            return weight() * plan.smooth[name] if name in plan.smooth else weight()
+            return weights() * plan.smooth[name] if name in plan.smooth else weights()
 
-        self.linears.append(Linear(name, x, k, n, weight))
-        y = KERNELS[plan.kernels.get(name, plan.kernel)](self.g, x, name, k, n, smoothed)
-        return self.g.node("Add", y, self.g.weight(f"{name}.bias", bias)) if bias else y
+        codes = self._codes(stored, k)
+        self.linears.append(Linear(name, x, k, n, weights, packed=codes is not None))
+        if codes and plan.packed:
+            y = linear.packed(self.g, x, name, k, n, codes)
+        else:
+            y = KERNELS[plan.kernels.get(name, plan.kernel)](self.g, x, name, k, n, smoothed)
+        if bias:
+            return self.g.node("Add", y, self.g.weight(f"{name}.bias", lambda: get("bias")))
+        for each, size in stored.items():  # some programs store biases of zero
+            if f"{each}.bias" in self._weights and self._get(f"{each}.bias", size).any():
+                raise ValueError(f"{each}.bias is there, but config.json speaks of none")
+        return y
+
+    def _codes(self, stored: dict[str, int], k: int) -> Codes | None:
+        """Where all of these are in 4 bits."""
+        if not isinstance(self._weights, Packed):
+            return None
+        found = {name: self._weights.codes(name, n, k) for name, n in stored.items()}
+        whole = {name: codes for name, codes in found.items() if codes}
+        return packed.joined(whole) if len(whole) == len(found) else None
 
     def _get(self, name: str, *shape: int) -> Floats:
         return self._weights.get(name, *shape)

@@ -34,7 +34,8 @@ class Weights:
     def _shards(self) -> list[str]:
         index = inside(self._folder, "model.safetensors.index.json")
         if not index.is_file():
-            return ["model.safetensors"]
+            only = sorted(path.name for path in self._folder.glob("*.safetensors"))
+            return only if len(only) == 1 else ["model.safetensors"]
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -70,6 +71,10 @@ class Weights:
 
     def __iter__(self) -> Any:
         return iter(self._tensors)
+
+    def raw(self, name: str) -> Array:
+        """As it is stored."""
+        return self._stored(name)[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._stored(name)[0].shape

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 Tensors = dict[str, npt.NDArray[Any]]
 
-DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16"}  # bf16 is given by its bits
+DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "int32": "I32"}  # bf16 is given by its bits
 
 
 def write_safetensors(path: Path, tensors: Tensors) -> None:

@@ -127,7 +127,7 @@ def lack(hub: Path) -> None:
         (config(rms_norm_eps=None), "wrong kind"),
         (config(hidden_act="relu"), "'relu'"),
         (config(rope_scaling={"type": "magic"}), "'magic'"),
-        (config(quantization_config={"bits": 4}), "quantised already"),
+        (config(quantization_config={"bits": 4}), "quantised by a method without a name"),
         (index("../secret.safetensors"), "unsafe file name"),
         (index("/etc/passwd"), "unsafe file name"),
         (index("model-00009-of-00002.safetensors"), "is missing"),

@@ -21,7 +21,8 @@ from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
 from services.engine.shelf import FileShelf
 from tests.kit.checkpoint import write_checkpoint
-from tests.kit.models import FAMILIES
+from tests.kit.models import FAMILIES, small
+from tests.kit.packed import write_packed
 
 Logits = npt.NDArray[np.float32]
 Wish = tuple[list[int], int]  # a prompt, and how many tokens to answer
@@ -163,6 +164,8 @@ def mix(plan: Plan, linear: Linear, kernel: str) -> None:
         ("gemma3", "int4"),
         ("mixed", "int8"),
         ("mixed", "int4"),
+        ("gptq", "int4"),
+        ("awq", "int4"),
     ],
 )
 def test_logits_do_not_depend_on_company(
@@ -175,7 +178,12 @@ def test_logits_do_not_depend_on_company(
         monkeypatch.setattr(
             calibrate, "arithmetic", lambda a, plan, linear, x: mix(plan, linear, next(kernels))
         )
-    write_checkpoint(tmp_path / "hub", FAMILIES[family])
+    if family in ("gptq", "awq"):
+        shape = {"hidden_size": 128, "intermediate_size": 384, "head_dim": 32, "num_attention_heads": 4}
+        group = 128 if family == "awq" else 64
+        write_packed(tmp_path / "hub", small("Llama", **shape), family, group=group, shuffled=group == 64)
+    else:
+        write_checkpoint(tmp_path / "hub", FAMILIES[family])
     folder = convert(tmp_path / "hub", tmp_path / "model", quant, accept=True)
     graphs = prepare.prepared(folder, tmp_path)
     model = OrtModel(
