@@ -269,6 +269,7 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     finish: Finish = ""
     cached: int = 0
     odds: list[SpelledOdds | None] = []
+    stopped: str = ""  # the stop string that ended it
 
 
 class Delta(Message, frozen=True):

@@ -81,7 +81,8 @@ class Transcript:
         tokens, pieces = self.tokens[start:], self.pieces[start:]
         cached = 0 if start else self.cached
         odds = [self.odds.get(index) for index in range(start, len(self.tokens))] if self.odds else []
-        return m.Said(request, self.epoch, start, tokens, pieces, self.finish, cached, odds)
+        stopped = self.matcher.stopped or ""
+        return m.Said(request, self.epoch, start, tokens, pieces, self.finish, cached, odds, stopped)
 
 
 class Scribe:

@@ -38,7 +38,10 @@ def build(desk: Desk, settings: Gateway, gate: Gate | None = None) -> Litestar:
 
     async def before_send(message: Message, scope: Scope) -> None:
         if message["type"] == "http.response.start":
-            headers = [*message["headers"], *Visit.of(scope).headers()]
+            visit = Visit.of(scope)
+            headers = [*message["headers"], *visit.headers()]
+            if scope["path"].startswith(fault.MESSAGES):
+                headers.append((b"request-id", visit.request_id))  # Anthropic's name for it
             if desk.draining:
                 headers.append((b"connection", b"close"))
             message["headers"] = headers

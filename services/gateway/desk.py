@@ -51,6 +51,7 @@ class Piece:
     finish: Finish
     odds: SpelledOdds | None = None
     choice: int = 0  # of several answers to one request
+    stopped: str = ""  # the stop string that ended the answer
 
 
 class Answer(Protocol):

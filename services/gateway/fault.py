@@ -10,10 +10,13 @@ from millrace.errors import Code, Failure
 DRAINING = "This gateway is shutting down: send the request again."
 DEFECT = "The server failed to process the request."
 
+MESSAGES = "/v1/messages"
+"""Below this path everything is Anthropic's."""
+
 
 def body(failure: Failure, path: str = "") -> bytes:
     """In the form of the surface that this path belongs to, OpenAI's where it is nobody's."""
-    if path.startswith("/v1/messages"):
+    if path.startswith(MESSAGES):
         return msgspec.json.encode(anthropic(failure))
     if path == "/" or path.startswith("/api/"):
         return msgspec.json.encode(ollama(failure))

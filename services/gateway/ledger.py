@@ -310,7 +310,7 @@ class Ledger:
         last = len(tokens) - 1
         for i in range(skip, last):
             entry.pieces.append(Piece(tokens[i], texts[i], "", odds[i]))
-        entry.pieces.append(Piece(tokens[last], texts[last], said.finish, odds[last]))
+        entry.pieces.append(Piece(tokens[last], texts[last], said.finish, odds[last], stopped=said.stopped))
         entry.committed += tokens[skip:]
         if entry.tally is not None:
             if entry.first_at:

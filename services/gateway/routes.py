@@ -10,14 +10,14 @@ from millrace.settings import Gateway
 from services.gateway import fault
 from services.gateway.counter import Counter, at, reply, told
 from services.gateway.desk import Desk
-from services.gateway.surfaces import openai, requests, tokens
+from services.gateway.surfaces import anthropic, openai, requests, tokens
 
 METRICS = (b"content-type", CONTENT_TYPE)
 
 
 def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
     counter = Counter(desk, settings)
-    surfaces = (openai, requests, tokens)
+    surfaces = (openai, anthropic, requests, tokens)
     return [*(route for surface in surfaces for route in surface.routes(counter)), *_health(desk)]
 
 

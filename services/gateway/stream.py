@@ -64,7 +64,22 @@ _encode = msgspec.json.encode
 
 def quoted(text: str) -> bytes:
     """The text as JSON."""
-    return _encode(text) if text.isascii() else _escaped(text)
+    raw = _encode(text)
+    return raw if text.isascii() else _unbroken(raw)
+
+
+def _unbroken(raw: bytes) -> bytes:
+    """Some clients cut lines where `str.splitlines` does: these characters are escaped."""
+    return (
+        raw.replace(b"\xc2\x85", b"\\u0085")
+        .replace(b"\xe2\x80\xa8", b"\\u2028")
+        .replace(b"\xe2\x80\xa9", b"\\u2029")
+    )
+
+
+def named_event(name: str, data: dict[str, Any]) -> bytes:
+    """An event whose name stands before its data, and in it as its type."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), _unbroken(_encode({"type": name, **data})))
 
 
 def _escaped(value: Any) -> bytes:
