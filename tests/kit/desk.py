@@ -42,13 +42,15 @@ class ScriptedAnswer:
 
     def ready(self) -> list[Piece]:
         """What comes without a wait: a pause has to be waited for, with `pieces`."""
-        step = self._script[self.taken] if self.taken < len(self._script) else []
+        if self.taken == len(self._script):
+            return []
+        step = self._script[self.taken]
         if isinstance(step, float | asyncio.Event):
             return []
         self.taken += 1
         if isinstance(step, Failure):
             raise step
-        self.ended = bool(step and step[-1].finish)
+        self.ended = bool(step[-1].finish)
         return step
 
     async def pieces(self) -> list[Piece]:
