@@ -169,6 +169,7 @@ class Claim(Message, frozen=True):
     engine: str
     lease: str  # the JetStream ack subject of this delivery: the owner settles it
     busy: int  # sequences that would share a step with this one
+    kind: str = ""  # engines of one kind compute the same bits
 
 
 class Granted(Message, frozen=True):
@@ -178,6 +179,7 @@ class Granted(Message, frozen=True):
     detokenizer: str  # "": none is there now; a Resend will name one
     left_ms: int
     alone: bool = False  # a suspect: let nothing else run until it has ended
+    strange: bool = False  # what was committed is of another kind of engine, none of which could go on
 
 
 class Wait(Message, frozen=True):
@@ -388,6 +390,7 @@ class Here(Message, frozen=True):
     pressure: str = ""  # an engine's memory or time is tight, or short
     gauges: dict[str, float] = {}  # cpu_s, rss; an engine's cache_used
     tallies: list[Tallied] = []  # a gateway's, where there is another gateway to tell them too
+    kind: str = ""  # an engine's, as in its claims
 
 
 # 10. gateway -> a model's engines: which tenants' jobs are waiting

@@ -150,7 +150,7 @@ class EngineActor(Actor):
             noted=lambda noted: loop.call_soon_threadsafe(self._noted, noted),
             notes_per_s=given.step_spans,
         )
-        self._roster = Roster(id, given.slots, self._steps, time.monotonic(), wall)
+        self._roster = Roster(id, given.slots, self._steps, time.monotonic(), wall, model.kind)
         self._turns = Turns(model_key(name), given.slots, self._roster)
         self._pull = bus.pull(model_key(name), self._room, self._job, self._turns)
 
@@ -178,6 +178,7 @@ class EngineActor(Actor):
             counts={**counts, **self._pressure.counts, "steps": self._steps.steps},
             pressure=self._pressure.name,
             gauges={"cache_used": self._cache_used},
+            kind=self._model.kind,
         )
 
     @property

@@ -81,10 +81,17 @@ class Hold:
 
 class Roster:
     def __init__(
-        self, id: str, slots: int, board: Board, now: float, wall: Callable[[float], float] = lambda at: at
+        self,
+        id: str,
+        slots: int,
+        board: Board,
+        now: float,
+        wall: Callable[[float], float] = lambda at: at,
+        kind: str = "",
     ):
-        """`wall` makes unix seconds of its times, for traces."""
+        """`wall` makes unix seconds of its times, for traces. Engines of one `kind` compute the same bits."""
         self.id = id
+        self.kind = kind
         self._wall = wall
         self.holds: dict[str, Hold] = {}
         self.counts: Counter[str] = Counter()
@@ -153,7 +160,7 @@ class Roster:
             own = own or other == request
             busy += other != request and (hold.on_board or hold.phase is Phase.CLAIMING)
             busy += not own and hold.phase is Phase.WAITING
-        return Ask(m.owner_of(request), m.Claim(request, self.id, lease, busy))
+        return Ask(m.owner_of(request), m.Claim(request, self.id, lease, busy, self.kind))
 
     def replied(self, claim: m.Claim, reply: m.ClaimReply, now: float) -> list[Effect]:
         hold = self.holds.get(claim.request)

@@ -475,6 +475,8 @@ class GatewayActor(Actor):
                 self._do(effects)
                 if isinstance(reply, m.Granted):
                     self._sight.granted(reply, message.engine, now)
+                    if reply.strange:
+                        log.warning("%s goes on at %s, of another kind", reply.request, message.engine)
                 return reply
             case m.Recall():
                 answer, effects = self._ledger.recall(message)

@@ -58,6 +58,9 @@ class Entry:
     progress_at: float = 0.0  # last token committed, or granted
     alive_at: float = 0.0  # last proof that its engine works on it
     resumed_from: int = 0
+    kind: str = ""  # of that engine
+    said_by: str = ""  # the kind of engine that said what was committed last
+    strangers_until: float = 0.0  # until then, engines of other kinds are kept waiting; 0: they were not yet
     owed: int = 0  # tokens its engine said it had sent, when that was more than committed
     resends: int = 0
     resent_at: float = 0.0

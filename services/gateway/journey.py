@@ -37,6 +37,7 @@ class Attempt:
     end: int = 0
     spoken_at: float = 0.0  # when its last token was committed
     reason: str = ""  # why it was taken from it
+    strange: bool = False  # the engine is of another kind than the one before
 
 
 @dataclass(slots=True)
@@ -55,7 +56,9 @@ class Journey:
 
     def granted(self, granted: m.Granted, engine: str, now: float) -> None:
         if len(self.attempts) < MOST_ATTEMPTS:
-            self.attempts.append(Attempt(granted.epoch, engine, now, len(granted.committed)))
+            self.attempts.append(
+                Attempt(granted.epoch, engine, now, len(granted.committed), strange=granted.strange)
+            )
 
     def lost(self, reason: str, now: float) -> None:
         if self.attempts and not self.attempts[-1].ended_at:
@@ -339,6 +342,8 @@ class Journeys:
             "millrace.resumed_tokens": attempt.start,
             "millrace.tokens": end - attempt.start,
         }
+        if attempt.strange:
+            attributes["millrace.another_kind"] = True
         if attempt.reason:
             attributes[spans.REASON] = attempt.reason
         return Span(

@@ -19,6 +19,7 @@ from millrace.errors import Code, Failure
 from millrace.subjects import ACK_WAIT_S, DETOKENIZER, ENGINE, Send, Subject
 from services.gateway.desk import Piece
 from services.gateway.entry import Entry
+from services.gateway.kin import WAIT_S, Kin
 
 RENEW_S = ACK_WAIT_S / 2.5
 """One lost renewal must not cost the lease."""
@@ -113,6 +114,7 @@ class Ledger:
         self._watch = watch or Watch()
         self._peers: dict[str, Peer] = {}
         self._detokenizers: dict[str, float] = {}  # id -> last seen
+        self._kin = Kin()
         self._grace_until = 0.0
 
     # -- a request's life as the client sees it
@@ -207,8 +209,14 @@ class Ledger:
         entry.lease, entry.leased_at = claim.lease, now
         if entry.suspect and claim.busy:
             return m.Wait(claim.request), effects
+        strange = bool(entry.said_by and claim.kind and claim.kind != entry.said_by)
+        if strange and self._kept_waiting(entry, now):
+            self.counts["kept_for_its_kind"] += 1
+            return m.Gone(claim.request), [*effects, Settle(claim.lease, "-NAK")]
+        if strange:
+            self.counts["resumed_on_another_kind"] += 1
         entry.epoch += 1
-        entry.engine = claim.engine
+        entry.engine, entry.kind, entry.strangers_until = claim.engine, claim.kind, 0.0
         entry.detokenizer = self._pick_detokenizer(now)
         entry.progress_at = entry.alive_at = now
         entry.resumed_from = len(entry.committed)
@@ -219,9 +227,23 @@ class Ledger:
             effects.append(Send(DETOKENIZER, entry.detokenizer, self._opened(entry)))
         left_ms = int((entry.deadline - now) * 1000)
         reply = m.Granted(
-            entry.request, entry.epoch, list(entry.committed), entry.detokenizer, left_ms, entry.suspect
+            entry.request,
+            entry.epoch,
+            list(entry.committed),
+            entry.detokenizer,
+            left_ms,
+            entry.suspect,
+            strange,
         )
         return reply, effects
+
+    def _kept_waiting(self, entry: Entry, now: float) -> bool:
+        """Whether another kind's claim is refused: for a moment, while the right kind could take the job."""
+        if entry.suspect or not self._kin.there(entry.said_by, entry.model, now):
+            return False
+        if not entry.strangers_until:
+            entry.strangers_until = now + WAIT_S
+        return now < entry.strangers_until
 
     def _revoke(
         self, entry: Entry, reason: str, now: float, *, nak: bool = True, blame: bool = False
@@ -317,6 +339,7 @@ class Ledger:
                 entry.tally.went_on(last + 1 - skip, now - entry.spoken_at)
             else:
                 entry.tally.began(last + 1 - skip, now - entry.opened_at)
+        entry.said_by = entry.kind
         entry.first_at = entry.first_at or now
         entry.progress_at = entry.alive_at = entry.spoken_at = now
         if entry.heard is not None:
@@ -447,6 +470,7 @@ class Ledger:
         if not (gone and now >= self._grace_until) and peer.missed < self._watch.pings:
             return []
         del self._peers[id]
+        self._kin.gone(id)
         effects = self._detokenizer_gone(id, now)
         for entry in list(self.entries.values()):
             if entry.engine == id:
@@ -486,6 +510,7 @@ class Ledger:
     # -- who is there
 
     def here(self, here: m.Here, now: float) -> list[Effect]:
+        self._kin.heard(here, now)
         if here.role == "detokenizer":
             if here.state != "ready":
                 return self._detokenizer_gone(here.id, now)

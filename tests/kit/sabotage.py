@@ -28,6 +28,11 @@ class IndexlessLedger(Ledger):
         return 0
 
 
+class KinlessLedger(Ledger):
+    def _kept_waiting(self, entry: Entry, now: float) -> bool:
+        return False
+
+
 _state = random.Random(0)
 
 

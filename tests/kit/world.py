@@ -343,13 +343,16 @@ class World:
     def _gateway_tick(self) -> None:
         if self._nats_up:
             for id, node in self.nodes.items():
-                if (
-                    id in self.scribes
-                    and node.alive
-                    and self._reaches(node)
-                    and node.paused_until <= self.now
-                ):
-                    self._gateway_does(self.ledger.here(m.Here("detokenizer", id, 1, "ready"), self.now))
+                if not self._reaches(node) or node.paused_until > self.now:
+                    continue
+                if id in self.scribes:
+                    here = m.Here("detokenizer", id, 1, "ready")
+                elif engine := self.engines.get(id):
+                    state = "draining" if engine.leaving else "ready"
+                    here = m.Here("engine", id, 1, state, engine.load, SLOTS, "sim", kind=engine.kind)
+                else:
+                    continue
+                self._gateway_does(self.ledger.here(here, self.now))
             self._gateway_does(self.ledger.tick(self.now))
         else:
             self._gateway_does(self.ledger.expire(self.now))
@@ -424,7 +427,7 @@ class World:
         model = PoisonedModel(
             SLOTS, VOCABULARY, costs=Costs(0, 0, 0), eos_chance=EOS, kind=kind, places=PLACES
         )
-        engine = Roster(node.id, SLOTS, scheduler, self.now)
+        engine = Roster(node.id, SLOTS, scheduler, self.now, kind=model.kind)
 
         def deliver(outputs: list[Output]) -> None:
             self._engine_does(node, engine.stepped(outputs, self.now))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.gateway.ledger import Ledger
 from tests.kit import sabotage
 from tests.kit.prophet import CredulousLoop
 from tests.kit.world import Breakage, World, verdict
@@ -46,3 +47,16 @@ def test_a_seed_replays_exactly() -> None:
     second.run()
 
     assert first.trace == second.trace
+
+
+def test_streams_go_on_at_engines_of_their_kind() -> None:
+    """Where there is one; a ledger that does not look for it continues more of them elsewhere."""
+    strange = []
+    for ledger in (Ledger, sabotage.KinlessLedger):
+        worlds = [World(seed, Breakage(ledger=ledger)) for seed in range(539, 546)]
+        for world in worlds:
+            world.kinds = 2
+            world.run()
+        strange.append(sum(world.ledger.counts["resumed_on_another_kind"] for world in worlds))
+
+    assert strange[0] < strange[1]
