@@ -1,7 +1,7 @@
 """What fits into a machine, and what to expect of it: arithmetic alone.
 
-    resident = BASE + weights + (slots + 1) x (context x token + logits) + prefixes    bytes, at most
-    seconds  = (read + context x token) / (SHARE x bandwidth) + layers x LAYER_S       a token of one stream
+    resident = weights + engines x (BASE + (slots + 1) x (context x token + logits) + prefixes)     at most
+    seconds  = (read + context x token) / (SHARE x bandwidth) + layers x LAYER_S        a token of one stream
 
 A slot holds a whole context from the first token on, so what was admitted can always end: no running
 sequence waits for memory. (One slot more than asked for is the engine's own.)
@@ -65,6 +65,7 @@ class Fit:
     slots: int
     context: int
     prefixes: int  # bytes
+    engines: int = 1  # that share the memory, and the weights
 
     @property
     def slots_bytes(self) -> int:
@@ -72,7 +73,7 @@ class Fit:
 
     @property
     def resident(self) -> int:
-        return BASE + self.needs.weights + self.slots_bytes + self.prefixes
+        return self.needs.weights + self.engines * (BASE + self.slots_bytes + self.prefixes)
 
     @property
     def most_slots(self) -> int:
@@ -86,23 +87,30 @@ class Fit:
         return max(0, min(self.needs.context, each // self.needs.token if self.needs.token else each))
 
     @property
+    def left(self) -> int:
+        return max(0, self._room - self.slots_bytes)
+
+    @property
     def _room(self) -> int:
-        return max(0, int(self.memory.total * USABLE) - BASE - self.needs.weights)
+        return max(0, (int(self.memory.total * USABLE) - self.needs.weights) // self.engines - BASE)
 
     def __str__(self) -> str:
+        many = f", with {self.engines} engines" if self.engines > 1 else ""
         return (
             f"{self.slots} slots of {self.context} tokens take up to {size(self.slots_bytes)} "
             f"({size(self.needs.token)} a token), weights {size(self.needs.weights)}, "
-            f"prefixes up to {size(self.prefixes)}: {size(self.resident)} in all. The machine has "
+            f"prefixes up to {size(self.prefixes)}: {size(self.resident)} in all{many}. The machine has "
             f"{size(self.memory.total)}, of which {size(self.memory.available)} are available"
         )
 
 
-def fit(needs: Needs, memory: Memory, *, slots: int = 0, context: int = 0, prefixes: int = 0) -> Fit:
+def fit(
+    needs: Needs, memory: Memory, *, slots: int = 0, context: int = 0, prefixes: int = 0, engines: int = 1
+) -> Fit:
     """As asked for, if that can fit; as many slots as fit where none were asked for, and prefixes in what is
     left. `context` 0 is the model's own."""
     context = min(context or needs.context, needs.context)
-    tried = Fit(needs, memory, slots or SLOTS, context, 0)
+    tried = Fit(needs, memory, slots or SLOTS, context, 0, max(1, engines))
     if not slots:
         tried = replace(tried, slots=max(1, min(SLOTS, tried.most_slots)))
     if tried.slots > tried.most_slots:
@@ -110,8 +118,7 @@ def fit(needs: Needs, memory: Memory, *, slots: int = 0, context: int = 0, prefi
             f"{tried}. At most {tried.most_slots} slots of {context} tokens fit, with {tried.slots} slots "
             f"{tried.longest} tokens at most: set --slots or --max-len"
         )
-    left = int(memory.total * USABLE) - tried.resident
-    return replace(tried, prefixes=max(0, min(prefixes, left)))
+    return replace(tried, prefixes=min(prefixes, tried.left))
 
 
 def tokens_per_second(needs: Needs, bandwidth: float, context: int) -> float:

@@ -37,6 +37,7 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     measure = action("eval", _eval, "measure a model on a text, beside its original if that is there")
     plan = action("plan", _plan, "say what a model needs and what fits this machine, without loading it")
     plan.add_argument("--slots", type=int, default=0, help="sequences at once (default: what fits, up to 16)")
+    plan.add_argument("--engines", type=int, default=1, help="that share the machine (default: 1)")
     plan.add_argument("--max-len", type=int, default=0, help="tokens of context (default: the model's)")
     for each in (show, verify, rm, plan, measure):
         each.add_argument("name", help="as `millrace model ls` has it, or a folder")
@@ -259,7 +260,7 @@ def convert_into(
     print(f"converted in {time.monotonic() - began:.0f} s")
 
 
-def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int) -> int:
+def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int, engines: int) -> int:
     from millrace import capacity, plan
     from millrace.machine import Machine
 
@@ -268,7 +269,7 @@ def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int) -> int
         raise ValueError(f"{name} is simulated: it has no weights, keys or values")
     machine = Machine()
     memory = machine.memory()
-    fitting = capacity.fit(plan.needs(model), memory, slots=slots, context=max_len)
+    fitting = capacity.fit(plan.needs(model), memory, slots=slots, context=max_len, engines=engines)
     made = plan.made(model, store.form_of(model), fitting, machine.cpus(), plan.bandwidth(memory.available))
     if as_json:
         _print_json(made)
@@ -286,7 +287,7 @@ def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int) -> int
         ),
         ("fits", f"{made.slots} slots of {made.max_len} tokens: {size(made.slots_bytes)}"),
         ("", f"at most {made.most_slots} slots of {made.max_len} tokens, or {made.slots} of {made.longest}"),
-        ("engine", f"{size(made.resident)} in all, if every slot is full"),
+        ("memory", f"{size(made.resident)} in all, if every slot of {made.engines} engine(s) is full"),
         ("bandwidth", f"{size(made.bandwidth)}/s, measured"),
     ]
     rows += [

@@ -40,6 +40,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     slots_bytes: int
     most_slots: int
     longest: int
+    engines: int
     resident: int
     bandwidth: int  # bytes a second
     tokens_per_second: dict[int, float]  # of one stream, by what it holds
@@ -93,6 +94,7 @@ def made(model: models.Model, form: str, fitting: Fit, cpus: float, bandwidth: f
         slots_bytes=fitting.slots_bytes,
         most_slots=fitting.most_slots,
         longest=fitting.longest,
+        engines=fitting.engines,
         resident=fitting.resident,
         bandwidth=int(bandwidth),
         tokens_per_second={mark: round(tokens_per_second(needed, bandwidth, mark), 1) for mark in marks},

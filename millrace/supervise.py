@@ -261,6 +261,7 @@ class Supervisor:
         fds: tuple[int, ...] = ()
         if role is Role.ENGINE:
             env.setdefault("MILLRACE_PREFIX_DIR", str(self._folder / "prefixes"))
+            env["MILLRACE_ENGINES"] = str(sum(other.role == seat.role for other in self._seats))
         if role is Role.GATEWAY:
             fds = (self._http.fileno(),)
             env["MILLRACE_FD"] = str(fds[0])

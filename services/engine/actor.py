@@ -60,7 +60,12 @@ def fitted(folder: models.Model, given: settings.Engine) -> settings.Engine:
     try:
         memory = Machine(given.sysroot).memory()
         fit = capacity.fit(
-            plan.needs(folder), memory, slots=given.slots, context=given.max_len, prefixes=prefixes
+            plan.needs(folder),
+            memory,
+            slots=given.slots,
+            context=given.max_len,
+            prefixes=prefixes,
+            engines=given.engines,
         )
     except ValueError as error:
         raise settings.SettingError(f"model: {error}") from None

@@ -31,20 +31,26 @@ def test_without_a_wish_as_many_slots_as_fit() -> None:
     assert (capacity.SLOTS, GB) == (many.slots, many.prefixes)
 
 
-@given(st.integers(1, 64), st.integers(1, 1 << 17), st.integers(1 << 28, 1 << 36), st.integers(0, 1 << 32))
-def test_what_is_said_to_fit_does(slots: int, context: int, total: int, prefixes: int) -> None:
+@given(
+    st.integers(1, 64),
+    st.integers(1, 1 << 17),
+    st.integers(1 << 28, 1 << 36),
+    st.integers(0, 1 << 32),
+    st.integers(1, 5),
+)
+def test_what_is_said_to_fit_does(slots: int, context: int, total: int, prefixes: int, engines: int) -> None:
     """And one slot or one token more than is offered instead does not."""
     memory = Memory(total, total)
     try:
-        found = fit(BIG, memory, slots=slots, context=context, prefixes=prefixes)
+        found = fit(BIG, memory, slots=slots, context=context, prefixes=prefixes, engines=engines)
     except CannotFit:
-        found = capacity.Fit(BIG, memory, slots, min(context, BIG.context), 0)
+        found = capacity.Fit(BIG, memory, slots, min(context, BIG.context), 0, engines)
         assert found.resident > total * capacity.USABLE
         if found.longest:
-            assert fit(BIG, memory, slots=slots, context=found.longest)
-    assert found.most_slots == 0 or fit(BIG, memory, slots=found.most_slots, context=context)
+            assert fit(BIG, memory, slots=slots, context=found.longest, engines=engines)
+    assert found.most_slots == 0 or fit(BIG, memory, slots=found.most_slots, context=context, engines=engines)
     with pytest.raises(CannotFit):
-        fit(BIG, memory, slots=found.most_slots + 1, context=context)
+        fit(BIG, memory, slots=found.most_slots + 1, context=context, engines=engines)
     if found.slots <= found.most_slots:
         assert found.resident <= total * capacity.USABLE and found.prefixes <= prefixes
 
