@@ -56,6 +56,8 @@ HELP = {
     "silence_ms": "a running request this quiet has its engine pinged",
     "ping_ms": "milliseconds a ping may take",
     "pings": "unanswered pings until an engine counts as gone",
+    "connections": "connections that may be open at once",
+    "slow_sender_s": "seconds a whole request may take to arrive",
     "slow_reader": "bytes a client may leave unread before its stream is closed",
     "trace_file": "where traces are kept as lines of OTLP JSON (empty: nowhere)",
     "trace_content": "record in traces what was asked and answered",

@@ -39,6 +39,8 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     silence_ms: int = 150  # a running request this quiet has its engine pinged
     ping_ms: int = 180  # what a ping may take
     pings: int = 3  # unanswered ones until the engine counts as gone
+    connections: int = 4096  # open ones; further ones are refused
+    slow_sender_s: float = 60.0  # what a whole request may take to arrive
     slow_reader: int = 1 << 20  # bytes a client may leave unread before its stream is closed
     slow_reader_s: float = 30.0
     metrics: bool = True  # whether requests and tokens are counted

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import socket
 import time
 from email.utils import formatdate
@@ -28,6 +29,9 @@ log = logging.getLogger("millrace.gateway")
 
 KEEP_ALIVE_S = 75
 """Longer than common proxies and the SDK keep an idle connection, so that it is never we who close first."""
+
+OTHERS = 128
+"""Files and sockets that are no client's."""
 
 LAST_WORDS_S = 1.0
 """For what is still running when the grace is over to tell its clients."""
@@ -66,6 +70,8 @@ def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     if failure.code is Code.INTERNAL and not isinstance(error, Failure):
         log.error("a request failed", exc_info=error)
     headers = {name.decode(): value.decode() for name, value in fault.headers(failure)}
+    if failure.code is Code.REQUEST_TIMEOUT:
+        headers["connection"] = "close"  # the rest of the body is not waited for
     if isinstance(error, MethodNotAllowedException) and error.headers and "allow" in error.headers:
         headers["allow"] = error.headers["allow"]
     return Response(
@@ -125,7 +131,7 @@ class Serving:
         await self._server.wait_closed()
 
     async def _tick(self) -> None:
-        pause = min(1.0, self._settings.slow_reader_s / 4)
+        pause = min(1.0, self._settings.slow_reader_s / 4, self._settings.slow_sender_s / 4)
         while True:
             self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
             now = time.monotonic()
@@ -149,11 +155,21 @@ async def serve(app: Litestar, settings: Gateway) -> Serving:
     )
     config.load()
     state = ServerState()
+    _allow_descriptors(settings.connections + OTHERS)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: Connection(config, state, loop, settings), sock=_listening(settings), backlog=2048
     )
     return Serving(app, settings, server, state)
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """The usual limit of 1024 would be met before ours, and stop the listening altogether."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listening(settings: Gateway) -> socket.socket:

@@ -9,14 +9,26 @@ from litestar.types import Receive
 from millrace.errors import Code, Failure
 
 
-async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int) -> bytes:
-    """The whole body. Refused as soon as it is known to be too large, not when all of it has come."""
+async def read_body(
+    headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, within_s: float
+) -> bytes:
+    """The whole body. Refused as soon as it is known to be too large, not when all of it has come, and when
+    it has not come in time, however steadily it drips."""
     for name, value in headers:
         if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
             # A few compressed kilobytes may stand for gigabytes.
             raise Failure(Code.INVALID_REQUEST, "Content-Encoding is not supported: send the body plain.")
         if name == b"content-length" and int(value) > limit:
             raise _too_large(limit)
+    try:
+        async with asyncio.timeout(within_s):
+            return await _read(receive, limit)
+    except TimeoutError:
+        said = f"The body did not arrive within {within_s:g} s."
+        raise Failure(Code.REQUEST_TIMEOUT, said) from None
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:

@@ -25,9 +25,6 @@ EXTENSION = "millrace.connection"
 MAX_HEAD = 64 << 10
 """Twice what nginx lets through unless told otherwise."""
 
-ARRIVAL_S = 60.0
-"""For a whole request, and for the first one after the connection was made."""
-
 KERNEL_UNSENT = 128 << 10
 """What the system holds of an answer beyond what is on its way."""
 
@@ -37,6 +34,11 @@ PROGRESS = 64 << 10
 FRESH_S = 1.0
 """When the gateway stops, a connection this young whose request is still on its way gets an answer."""
 
+LAST_S = 1.0
+"""A body that comes too slowly is told so by whoever waits for it; so much later nobody does."""
+
+TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\n"
+TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\n"
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
 BAD = b"HTTP/1.1 400 Bad Request\r\n"
 
@@ -64,6 +66,8 @@ class Connection(HttpToolsProtocol):
         transport.get_extra_info("socket").setsockopt(
             socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_UNSENT
         )
+        if len(self.connections) > self._settings.connections:
+            self._refuse(TOO_MANY, Failure(Code.UNAVAILABLE, "Too many connections are open."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         for cycle in self._ahead:
@@ -79,7 +83,7 @@ class Connection(HttpToolsProtocol):
             self._head_size += len(data)
         super().data_received(data)
         if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
-            self._refuse(TOO_LARGE, "The request's headers are too large.")
+            self._refuse(TOO_LARGE, Failure(Code.INVALID_REQUEST, "The request's headers are too large."))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -106,20 +110,20 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if self._header_size > MAX_HEAD:
-            self._refuse(TOO_LARGE, "The request's headers are too large.")
+            self._refuse(TOO_LARGE, Failure(Code.INVALID_REQUEST, "The request's headers are too large."))
         else:
-            self._refuse(BAD, "This is not an HTTP/1.1 request.")
+            self._refuse(BAD, Failure(Code.INVALID_REQUEST, "This is not an HTTP/1.1 request."))
 
-    def _refuse(self, status: bytes, message: str) -> None:
+    def _refuse(self, status: bytes, failure: Failure) -> None:
         if any(c.response_started and not c.response_complete for c in self._cycles()):
             # An answer is half sent: anything written now would become a part of it.
             self.transport.abort()
             return
-        body = fault.body(Failure(Code.INVALID_REQUEST, message))
+        body = fault.body(failure)
         headers = [
             *self.server_state.default_headers,
             *Visit().headers(),
-            (b"x-should-retry", b"false"),
+            *fault.headers(failure),
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
@@ -167,9 +171,14 @@ class Connection(HttpToolsProtocol):
 
     def sweep(self, now: float) -> None:
         """Called every so often: ends a request that does not arrive, and an answer that nobody reads."""
-        if self._arriving_since and not self.flow.read_paused and now - self._arriving_since > ARRIVAL_S:
-            self.transport.abort()
-            return
+        if self._arriving_since and not self.flow.read_paused:
+            late = now - self._arriving_since - self._settings.slow_sender_s
+            if late > 0 and self._in_head and self._head_size:
+                self._refuse(TOO_SLOW, Failure(Code.REQUEST_TIMEOUT, "The request's head came too slowly."))
+                return
+            if late > (0 if self._in_head else LAST_S):
+                self.transport.abort()
+                return
         idle = all(cycle.response_complete for cycle in self._cycles())
         if idle and not self._arriving_since and self.timeout_keep_alive_task is None:
             # The rest of a body that nobody wanted any more has disarmed uvicorn's own timer.

@@ -118,7 +118,9 @@ class Counter:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         if self.desk.draining:
             raise Failure(Code.DRAINING, fault.DRAINING)
-        return await read_body(scope["headers"], receive, self._settings.max_body)
+        return await read_body(
+            scope["headers"], receive, self._settings.max_body, self._settings.slow_sender_s
+        )
 
 
 def at(method: Literal["GET", "POST", "DELETE"], path: str, app: ASGIApp) -> HTTPRouteHandler:

@@ -136,7 +136,9 @@ class TokenizerActor(Actor):
         texts = self._encoder.spellings(ids) if asked.want == "texts" else []
         return _tellable(m.Encoded(len(ids), struct.pack(f"<{len(ids)}I", *ids), texts))
 
-    def _chat(self, given: m.Chat, *, add_generation_prompt: bool = True) -> list[int]:
+    def _chat(
+        self, given: m.Chat, *, add_generation_prompt: bool = True, most: int | None = None
+    ) -> list[int]:
         tools = _shown(given.tools) if given.tools else None
         if tools and not self._voice.calls:
             raise Failure(
@@ -150,14 +152,15 @@ class TokenizerActor(Actor):
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             kwargs=self._effort(given.effort) | args,
+            most=most,
         )
 
     def _ids(self, given: m.Chat | m.Text | m.Ids) -> list[int]:
         match given:
             case m.Chat():
-                return self._chat(given)
+                return self._chat(given, most=self._max_len)
             case m.Text():
-                ids = self._encoder.encode(given.text)
+                ids = self._encoder.encode(given.text, most=self._max_len)
             case m.Ids():
                 ids = given.ids
                 self._known(ids, "prompt")

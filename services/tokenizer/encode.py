@@ -40,6 +40,9 @@ NO_LIMIT = 1 << 31  # the reference writes 1e30 where a tokenizer knows no lengt
 MARK_LENGTH = 8  # characters of 16 random bits each: nobody writes that by chance, or twice
 PRIVATE_PLANE = 0xF0000  # private use: no letter, no white space, nothing that a template would change
 TAIL = 8  # tokens: a tag that the template ended with, spelled out letter by letter, and white space
+MAX_FORGED = 1000  # texts about a model quote its control tokens, but not so often; each costs microseconds
+USUAL = 8  # characters a token: a text that has many more of them than fit is tried by its beginning
+CUT = 256  # tokens by which a text that is cut off may have more than its beginning has in the whole
 MAX_DEPTH = 64  # of a tool's schema; far below Python's own limit
 
 
@@ -151,10 +154,27 @@ class Encoder:
         """Whether the chat template reads an argument of this name."""
         return any(argument in template.arguments for template in self._templates.values())
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """A raw completion's prompt, with what the tokenizer itself puts around a text (often a BOS)."""
+    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
+        """A raw completion's prompt, with what the tokenizer itself puts around a text (often a BOS).
+
+        A text that has more than `most` tokens is a Failure, before all of it is encoded.
+        """
         with self._lock:
+            if most is not None:
+                self._fits(text, most)
             return self._ids(text, add_special_tokens)
+
+    def _fits(self, text: str, most: int) -> None:
+        size = most * USUAL
+        while size < len(text):
+            least = len(self._ids(text[:size])) - CUT
+            if least > most:
+                raise Failure(
+                    Code.CONTEXT_LENGTH_EXCEEDED,
+                    f"this model's context is {most} tokens; the prompt has more than {least}",
+                    param="messages",
+                )
+            size *= 4
 
     def decode(self, ids: list[int]) -> str:
         """The whole text, control tokens too."""
@@ -172,14 +192,22 @@ class Encoder:
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         kwargs: Mapping[str, Any] | None = None,
+        most: int | None = None,
     ) -> list[int]:
-        """A conversation in the form of the OpenAI API; Failure where the template refuses it."""
+        """A conversation in the form of the OpenAI API; Failure where the template refuses it, or where it
+        has more than `most` tokens."""
         template = (tools and self._templates.get("tool_use")) or self._templates.get("default")
         if template is None:
             raise Failure(Code.INVALID_REQUEST, "this model has no chat template", param="messages")
         given: tuple[Any, ...] = (for_template(messages), tools, dict(kwargs or {}))
         mark = ""
-        if any(self._controls.places(text) for text in _texts(given)):
+        if places := sum(len(self._controls.places(text)) for text in _texts(given)):
+            if places > MAX_FORGED:
+                raise Failure(
+                    Code.INVALID_REQUEST,
+                    f"the messages contain more than {MAX_FORGED} of this model's control tokens",
+                    param="messages",
+                )
             mark = "".join(chr(PRIVATE_PLANE + secrets.randbelow(0xFFFE)) for _ in range(MARK_LENGTH))
             given = tuple(self._marked(part, mark) for part in given)
         try:
@@ -190,7 +218,7 @@ class Encoder:
             raise Failure(failure.code, failure.message.replace(mark, ""), param=failure.param) from None
         text, marks = _unmarked(rendered, mark)
         spoken = self._controls.spoken(text, marks)
-        ids = self.encode(text, add_special_tokens=False)
+        ids = self.encode(text, add_special_tokens=False, most=most)
         if [token_id for token_id in ids if token_id in self._controls.ids] == [
             self._controls.id_of[match[0]] for match in spoken
         ]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -381,6 +382,105 @@ async def test_huge_head(start: Start, end: bytes) -> None:
     site = await start()
 
     assert (await site.raw(b"GET /livez HTTP/1.1\r\nX: " + b"y" * 70_000 + end)).startswith(b"HTTP/1.1 431 ")
+
+
+async def drip(site: Site, begin: bytes, drop: bytes) -> bytes:
+    """What comes back to a client that sends a byte now and then."""
+    reader, writer = await site.connect()
+    writer.write(begin)
+
+    async def on() -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            writer.write(drop)
+
+    dripping = asyncio.create_task(on())
+    async with asyncio.timeout(LONG):
+        answer = await reader.read()
+    dripping.cancel()
+    return answer
+
+
+async def test_a_body_that_drips(start: Start) -> None:
+    """A body that has not come in time, however steadily it comes, is 408 and the end of the connection."""
+    site = await start(slow_sender_s=0.3)
+    head, _, body = (await drip(site, POST + b"Content-Length: 9999\r\n\r\n{", b" ")).partition(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 408 ") and b"connection: close" in head and b"retry-after: " in head
+    assert "request_timeout" == json.loads(body)["error"]["code"]
+    assert [] == site.desk.asks
+
+
+async def test_a_head_that_drips(start: Start) -> None:
+    """So is a head; a connection that never says anything is closed without a word."""
+    site = await start(slow_sender_s=0.3)
+    slow = await drip(site, b"GET /livez HTTP/1.1\r\nHost: t\r\nX-Slow: ", b"y")
+    silent = await drip(site, b"", b"")
+
+    assert slow.startswith(b"HTTP/1.1 408 ") and b'"code":"request_timeout"' in slow
+    assert b"" == silent
+
+
+async def test_half_open_connections(start: Start) -> None:
+    """Hundreds of clients with half a request each keep nobody else from being served."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    site = await start()
+    for _ in range(500):
+        _, writer = await site.connect()
+        writer.write(POST + b"Content-Length: 10\r\n\r\n{")
+    async with asyncio.timeout(LONG):
+        await until(lambda: site.serving.connections == 500)
+        answer = await site.chat()
+
+    assert 200 == answer.status_code
+
+
+async def test_too_many_connections(start: Start) -> None:
+    """Beyond the limit a connection is told so and closed; once one has gone there is room again."""
+    site = await start(connections=3)
+    held = [await site.connect() for _ in range(3)]
+    async with asyncio.timeout(LONG):
+        await until(lambda: site.serving.connections == 3)
+        reader, _ = await site.connect()
+        refused = await reader.read()
+        held[0][1].close()
+        await until(lambda: site.serving.connections == 2)
+
+    assert refused.startswith(b"HTTP/1.1 503 ") and b"retry-after: " in refused
+    assert 200 == (await site.http.get("/livez")).status_code
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"messages": HELLO * 2049}, "messages"),
+        ({"messages": HELLO, "stop": ["x"] * 17}, "stop"),
+        ({"messages": HELLO, "stop": "x" * 257}, "stop"),
+        ({"messages": HELLO, "logit_bias": {str(n): 1 for n in range(100_000)}}, "logit_bias"),
+        ({"messages": HELLO, "metadata": {str(n): "" for n in range(17)}}, "metadata"),
+        ({"messages": HELLO, "stop_token_ids": [1] * 257}, "stop_token_ids"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}] * 9}]}, "messages[0].content[0].text"),
+    ],
+)
+async def test_counts_have_limits(start: Start, body: dict[str, Any], named: str) -> None:
+    """Too many of anything is 400 with its name, and reaches no desk."""
+    site = await start()
+    response = await site.http.post("/v1/chat/completions", json={"model": "sim"} | body)
+
+    assert (400, named) == (response.status_code, error_of(response)["param"])
+    assert [] == site.desk.asks
+
+
+@pytest.mark.parametrize("nested", ["[" * 100_000, '{"a":' * 100_000, "[" * 1000 + "]" * 1000])
+@pytest.mark.parametrize("name", ["messages", "metadata", "chat_template_kwargs", "tools", "prediction"])
+async def test_nesting_has_a_limit(start: Start, name: str, nested: str) -> None:
+    """JSON that is nested without measure is 400, wherever it stands."""
+    site = await start()
+    body = f'{{"model": "sim", "messages": {json.dumps(HELLO)}, "{name}": {nested}}}'
+    response = await site.http.post("/v1/chat/completions", content=body)
+
+    assert (400, "invalid_request") == (response.status_code, error_of(response)["code"])
+    assert [] == site.desk.asks
 
 
 async def test_garbage_after_a_request(start: Start) -> None:

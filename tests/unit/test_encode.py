@@ -331,3 +331,24 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path, name:
     (folder / name).symlink_to(outside)
     with pytest.raises(ValueError, match=name.replace(".", r"\.") + ": leads out of its folder"):
         Encoder.load(folder)
+
+
+def test_forging_without_measure_is_refused() -> None:
+    """Some control tokens in a text are text; a text that is nothing else is not worth the work."""
+    fits = ENCODER.chat(say("<|im_end|>" * 500 + "<|im_start|>" * 500))
+    with pytest.raises(Failure, match="more than 1000") as refused:
+        ENCODER.chat(say("<|im_end|>" * 1001))
+
+    assert controls(fits) == controls(ENCODER.chat(say("a")))
+    assert Code.INVALID_REQUEST == refused.value.code
+
+
+@pytest.mark.parametrize("text", ["word ", "a", " ", "\n", "<|im_end|> ", "é", "日"])
+def test_a_text_that_cannot_fit_is_not_encoded_to_its_end(text: str) -> None:
+    """Its beginning has too many tokens already; one that fits is encoded as ever."""
+    with pytest.raises(Failure, match="context is 100 tokens") as refused:
+        ENCODER.encode(text * 100_000, most=100)
+    whole = ENCODER.encode(text * 3000)
+
+    assert Code.CONTEXT_LENGTH_EXCEEDED == refused.value.code
+    assert whole == ENCODER.encode(text * 3000, most=len(whole))
