@@ -54,6 +54,7 @@ from services.gateway.ledger import (
     Watch,
 )
 from services.gateway.sight import Sight
+from services.gateway.view import View
 from services.gateway.visit import Visit
 
 TICK_S = 0.05
@@ -255,12 +256,29 @@ class GatewayActor(Actor):
 
     async def families(self, *, whole: bool = True) -> list[Family]:
         """The numbers of the whole service, or of this gateway alone."""
-        now = time.monotonic()
         own = self._told_whole("draining" if self.draining else "ready", os.getpid())
         heres = [msgspec.structs.replace(own, gauges=resources())]
         if whole:
-            heres += [h for h, at in self._seen.values() if h.id != self.id and now - at < SEEN_S]
+            heres += self._others()
         return exposed.families(heres, await self.bus.depth() if whole else None)
+
+    @property
+    def view(self) -> View:
+        return self._sight.view
+
+    @property
+    def shown(self) -> bool:
+        return not self._gate.closed
+
+    def picture(self, *, whole: bool) -> dict[str, Any]:
+        own = self.here("draining" if self.draining else "ready", os.getpid())
+        own = msgspec.structs.replace(own, gauges=resources())
+        return self.view.picture([own, *self._others()], at=time.time(), whole=whole)
+
+    def _others(self) -> list[Here]:
+        """Who else was here a moment ago."""
+        now = time.monotonic()
+        return [h for h, at in self._seen.values() if h.id != self.id and now - at < SEEN_S]
 
     async def metrics(self) -> bytes:
         return metrics.text(await self.families())
@@ -388,7 +406,7 @@ class GatewayActor(Actor):
                     entry.thinking = answer.thinking
                     now = time.monotonic()
                     if journey:
-                        journey.admitted(answer, now)
+                        self._sight.admitted(journey, answer, now)
                     self._do(self._ledger.admitted(entry.request, answer.seq, answer.prompt_tokens, now))
                     self._ring([entry])
                     return
@@ -523,6 +541,7 @@ class GatewayActor(Actor):
         before = 0
         while True:
             await asyncio.sleep(1.0)
+            self._look()
             ended = self._ledger.counts["ended"]
             self._ended_per_s += 0.1 * (ended - before - self._ended_per_s)
             before = ended
@@ -533,12 +552,19 @@ class GatewayActor(Actor):
         now = time.monotonic()
         return sum(h.role == self.role and now - at < SEEN_S for h, at in self._seen.values())
 
+    def _look(self) -> None:
+        """One second of the view."""
+        others = self._others()
+        tallied = [tallied.counts.get("generated", 0) for here in others for tallied in here.tallies]
+        running = sum(here.load for here in others if here.role == Role.ENGINE)
+        waiting = sum(1 for entry in self._ledger.entries.values() if not entry.engine)
+        self.view.sample(self._sight.generated + sum(tallied), waiting, running, time.time())
+
     async def _export(self) -> None:
         """Over OTLP. Of several gateways one tells of the inner processes, or they would count double."""
         while True:
             await asyncio.sleep(self._sight.metrics_every_s)
-            now = time.monotonic()
-            peers = [h.id for h, at in self._seen.values() if h.role == Role.GATEWAY and now - at < SEEN_S]
+            peers = [here.id for here in self._others() if here.role == Role.GATEWAY]
             self._sight.export(await self.families(whole=self.id == min([self.id, *peers])))
 
     # -- what goes out
@@ -560,7 +586,7 @@ class GatewayActor(Actor):
                     self.spawn(self._check(request, seq))
                 case Lost(request, engine, reason):
                     log.warning("%s was taken from %s: %s", request, engine, reason)
-                    self._sight.lost(request, reason, time.monotonic())
+                    self._sight.lost(request, engine, reason, time.monotonic())
                 case Resubmit(prompt):
                     self.spawn(self._resubmit(prompt))
                 case Bury(letter):

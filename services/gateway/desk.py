@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from millrace.messages import (
     Chat,
@@ -19,6 +19,7 @@ from millrace.messages import (
     Text,
     Voice,
 )
+from services.gateway.view import View
 from services.gateway.visit import Visit
 
 
@@ -120,6 +121,18 @@ class Watch(Protocol):
 
 class Desk(Watch, Protocol):
     draining: bool
+
+    @property
+    def view(self) -> View: ...
+
+    @property
+    def shown(self) -> bool:
+        """Whether the view is for everybody's eyes."""
+        ...
+
+    def picture(self, *, whole: bool) -> dict[str, Any]:
+        """The view as it is now; `whole`: with what has been."""
+        ...
 
     async def metrics(self) -> bytes:
         """The whole service's, as Prometheus reads them."""

@@ -10,6 +10,7 @@ from millrace.settings import Gateway
 from services.gateway import fault
 from services.gateway.counter import Counter, at, reply, told
 from services.gateway.desk import Desk
+from services.gateway.live import Window
 from services.gateway.surfaces import anthropic, openai, requests, tokens
 
 METRICS = (b"content-type", CONTENT_TYPE)
@@ -18,7 +19,11 @@ METRICS = (b"content-type", CONTENT_TYPE)
 def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
     counter = Counter(desk, settings)
     surfaces = (openai, anthropic, requests, tokens)
-    return [*(route for surface in surfaces for route in surface.routes(counter)), *_health(desk)]
+    return [
+        *(route for surface in surfaces for route in surface.routes(counter)),
+        *_health(desk),
+        *Window(desk).routes(),
+    ]
 
 
 def _health(desk: Desk) -> list[HTTPRouteHandler]:

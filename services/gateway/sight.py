@@ -20,6 +20,7 @@ from millrace.tracefile import TraceFile
 from services.gateway.entry import Entry
 from services.gateway.journey import Journey, Journeys, Stay
 from services.gateway.tally import Tally
+from services.gateway.view import View
 from services.gateway.visit import Visit
 
 CLOSE_S = 0.5
@@ -38,6 +39,7 @@ class Sight:
         self._content = given.trace_content
         self._tallies: dict[str, Tally] | None = {} if given.metrics else None  # by served model
         self._rejected: Counter[str] = Counter()
+        self.view = View()
         self._journeys = Journeys(Process(Role.GATEWAY, id), content=given.trace_content)
         self._outlets: list[Outlet[list[Span]]] = []
         self._metrics_out: Outlet[list[Family]] | None = None
@@ -82,6 +84,7 @@ class Sight:
         if self._content:
             entry.heard = []
         entry.tally = self._tally(entry.model)
+        self.view.opened(entry.request, trace_of(entry.traceparent), entry.model, wall(now))
         return self._journeys.opened(entry, asked_on, now)
 
     def journey(self, request: str) -> Journey | None:
@@ -94,14 +97,18 @@ class Sight:
                 self._put([self._journeys.step(process, hop)])
         elif journey := self._journeys.of(hops.request):
             journey.told(process, hops.hops)
+            self.view.hops(hops.id, hops.role, hops.request, hops.hops)
 
     def granted(self, granted: m.Granted, engine: str, now: float) -> None:
         if journey := self._journeys.of(granted.request):
             journey.granted(granted, engine, now)
+            resumed = len(granted.committed)
+            self.view.granted(granted.request, engine, granted.epoch, resumed, wall(now))
 
-    def lost(self, request: str, reason: str, now: float) -> None:
+    def lost(self, request: str, engine: str, reason: str, now: float) -> None:
         if journey := self._journeys.of(request):
             journey.lost(reason, now)
+            self.view.lost(request, engine, reason, wall(now))
 
     def _tally(self, model: str) -> Tally | None:
         if self._tallies is None:
@@ -110,16 +117,28 @@ class Sight:
             self._tallies[model] = Tally()
         return self._tallies.get(model)
 
+    def admitted(self, journey: Journey, admitted: m.Admitted, now: float) -> None:
+        journey.admitted(admitted, now)
+        self.view.hops(admitted.tokenizer, Role.TOKENIZER, admitted.request, admitted.hops)
+
+    @property
+    def generated(self) -> int:
+        """Tokens so far."""
+        return sum(tally.generated for tally in (self._tallies or {}).values())
+
     def tallies(self, entries: Iterable[Entry]) -> list[m.Tallied]:
         """As this gateway tells them; of the live entries, those that no engine has are waiting."""
         waiting = Counter(entry.model for entry in entries if not entry.engine)
         return [tally.told(model, waiting[model]) for model, tally in (self._tallies or {}).items()]
 
     def ended(self, entry: Entry, now: float) -> None:
+        finish = entry.finish or (entry.failure.code if entry.failure else "")
+        first_ms = round((entry.first_at - entry.opened_at) * 1e3, 1) if entry.first_at else None
+        tokens = len(entry.committed)
         if entry.tally is not None:
-            finish = entry.finish or (entry.failure.code if entry.failure else "")
-            cached, tokens = entry.cached_tokens, len(entry.committed)
-            entry.tally.ended(finish, entry.prompt_tokens, cached, tokens, now - entry.opened_at)
+            seconds = now - entry.opened_at
+            entry.tally.ended(finish, entry.prompt_tokens, entry.cached_tokens, tokens, seconds)
+        self.view.ended(entry.request, finish, entry.prompt_tokens, tokens, first_ms, wall(now))
         if stay := self._journeys.ended(entry.request, now):
             _say(stay)
 

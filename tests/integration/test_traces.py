@@ -143,6 +143,49 @@ async def test_a_fail_over_is_in_the_same_trace(service: Service) -> None:
     await service.settled({"engine": 2})
 
 
+async def test_a_request_is_seen_live(service: Service) -> None:
+    """Its hops are told one by one as they end, after a picture of what there is."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    async def look() -> None:
+        async with (
+            httpx.AsyncClient(base_url=service.url, timeout=20) as http,
+            http.stream("GET", "/ui/events") as reply,
+        ):
+            name = ""
+            async for line in reply.aiter_lines():
+                kind, _, rest = line.partition(": ")
+                if kind == "event":
+                    name = rest
+                elif kind == "data":
+                    seen.append((name, json.loads(rest)))
+                    told = {(data.get("kind"), data.get("name")) for _, data in seen}
+                    if {("ended", None), ("hop", "decode")} <= told:  # the last hop may come last
+                        return
+
+    looking = asyncio.create_task(look())
+    async with asyncio.timeout(20):
+        while not seen:
+            await asyncio.sleep(0.02)
+        answer = await ask(service.url, {**BODY, "max_tokens": 200})
+        await looking
+    first, picture = seen[0]
+    happened = [data for name, data in seen if name == "happened"]
+    kinds = [data["kind"] for data in happened]
+    hops = {data["name"]: data for data in happened if data["kind"] == "hop"}
+    busy = [p["load"] for name, data in seen if name == "now" for p in data["processes"] if p["room"] == 16]
+
+    assert ("picture", {"gateway", "tokenizer", "engine", "detokenizer"}) == (
+        first,
+        {process["role"] for process in picture["processes"]},
+    )
+    assert ("opened", 1, 1) == (kinds[0], kinds.count("granted"), kinds.count("ended"))
+    assert {"tokenize", "publish", "claim", "prefill", "decode", "detokenize"} == set(hops)
+    assert 0 < hops["prefill"]["ms"] < hops["decode"]["ms"]
+    assert max(busy) == 1
+    assert answer.headers["x-trace-id"] == happened[0]["trace"]
+
+
 async def test_the_client_is_parent_but_does_not_decide(service: Service) -> None:
     """Its trace goes on whatever it says of sampling; a trace header that is not one starts nothing."""
     trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -4,10 +4,12 @@ import asyncio
 import secrets
 import struct
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from millrace.errors import Failure
 from millrace.messages import Decode, Decoded, Encode, Encoded, Finish, Found, Text
 from services.gateway.desk import Ask, Model, Piece
+from services.gateway.view import View
 from services.gateway.visit import Visit
 
 Step = list[Piece] | float | Failure | asyncio.Event
@@ -84,6 +86,8 @@ class ScriptedDesk:
         self.served = [Model("sim", 4096, 1_700_000_000)]
         self.lacks: list[str] = []
         self.visits: list[Visit] = []  # that are over
+        self.view = View()
+        self.shown = True
         self.live: dict[tuple[str, str], Found] = {}  # by id and tenant
 
     def sampled(self) -> bool:
@@ -94,6 +98,9 @@ class ScriptedDesk:
 
     def left(self, visit: Visit) -> None:
         self.visits.append(visit)
+
+    def picture(self, *, whole: bool) -> dict[str, Any]:
+        return self.view.picture([], at=0.0, whole=whole)
 
     async def metrics(self) -> bytes:
         return b""
