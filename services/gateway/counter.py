@@ -65,8 +65,8 @@ class Counter:
             raise refused("model", "Missing parameter: 'model'.")
         return models[0].name if models else ""
 
-    def generating(self, take: Callable[[bytes, Scope], Order]) -> ASGIApp:
-        """Answers with what the model generates."""
+    def generating(self, take: Callable[[bytes, Scope], Order | bytes]) -> ASGIApp:
+        """Answers with what the model generates, or with what is known without it."""
 
         async def generate(scope: Scope, receive: Receive, send: Send) -> None:
             connection = connection_of(scope)
@@ -74,7 +74,10 @@ class Counter:
 
             async def answer() -> None:
                 order = take(await self._body(scope, receive), scope)
-                await attended(receive, serve(order))
+                if isinstance(order, bytes):
+                    await reply(send, 200, order)
+                else:
+                    await attended(receive, serve(order))
 
             async def serve(order: Order) -> None:
                 job = await opened(self.desk, [order.ask, *order.more])
@@ -123,7 +126,7 @@ class Counter:
         )
 
 
-def at(method: Literal["GET", "POST", "DELETE"], path: str, app: ASGIApp) -> HTTPRouteHandler:
+def at(method: Literal["GET", "HEAD", "POST", "DELETE"], path: str, app: ASGIApp) -> HTTPRouteHandler:
     """The route of an application."""
 
     @route(

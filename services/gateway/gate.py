@@ -13,7 +13,7 @@ from millrace.settings import SettingError
 from services.gateway.allowance import Allowance
 from services.gateway.visit import Visit
 
-OPEN = frozenset({"/livez", "/readyz", "/health"})
+OPEN = frozenset({"/", "/livez", "/readyz", "/health"})
 """For those who watch the service, and have no key."""
 
 TIMEOUT = b"x-request-timeout-ms"
