@@ -51,7 +51,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def prompt() -> list[int]:
     """No text that means anything: after it the model is in doubt, and repeats itself."""
-    return [700, 800, 900]
+    return [700, 800, 900, 1168]
 
 
 @pytest.fixture(scope="module")
@@ -424,6 +424,28 @@ def test_a_failed_sibling_is_a_failed_request(client: OpenAI) -> None:
 
     assert "context_length_exceeded" == caught.value.code
     assert completed(client, "a", max_tokens=2).usage.completion_tokens == 2
+
+
+def test_a_client_that_leaves_leaves_nothing(service: Service, client: OpenAI) -> None:
+    """All of its answers end, those too that were still in the queue."""
+    stream = chatted(client, n=32, max_tokens=400, ignore_eos=True, stream=True)
+    next(iter(stream))
+    stream.close()
+
+    async def idle() -> None:
+        async with asyncio.timeout(20):
+            while any(row.load for row in await service.ps() if row.role in ("gateway", "engine")):
+                await asyncio.sleep(0.1)
+
+    asyncio.run(idle())
+
+
+def test_as_many_answers_as_there_may_be(client: OpenAI) -> None:
+    """More than the engines have places for: some wait for others, and all come."""
+    made = completed(client, "One", n=128, max_tokens=3, temperature=2, ignore_eos=True)
+
+    assert list(range(128)) == [choice.index for choice in made.choices]
+    assert 3 * 128 == made.usage.completion_tokens
 
 
 # -- and all of it across a fail-over
