@@ -48,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def needs(model: models.Model) -> Needs:
     """ValueError if the model's files do not tell."""
-    from millrace.convert import card, read_architecture  # noqa: PLC0415 - ONNX, which takes a second
+    from millrace.convert import card, read_architecture, usual  # noqa: PLC0415 - ONNX, which takes a second
 
     if model.guest:
         from millrace.guest import form  # noqa: PLC0415
@@ -70,9 +70,11 @@ def needs(model: models.Model) -> Needs:
         return Needs(held, linear, of.token_bytes, of.vocab, of.max_len, of.layers)
     a = read_architecture(model.folder)
     layer = a.hidden * (a.q_dim + 2 * a.kv_dim) + a.q_dim * a.hidden + 3 * a.hidden * a.inner
-    linear = int((len(a.layers) * layer + a.vocab * a.hidden) * WEIGHT_BYTES["int8"])
+    quant = usual(model.folder)
+    linear = int((len(a.layers) * layer + a.vocab * a.hidden) * WEIGHT_BYTES[quant])
     token = 2 * len(a.layers) * a.kv_heads * a.head_dim
-    return Needs(linear + 2 * a.vocab * a.hidden, linear, token, a.vocab, a.max_len, len(a.layers))
+    held = 2 * a.vocab * a.hidden + (1 + PACKED_COPIES[quant]) * linear
+    return Needs(held, linear, token, a.vocab, a.max_len, len(a.layers))
 
 
 def made(model: models.Model, form: str, fitting: Fit, cpus: float, bandwidth: float) -> Plan:

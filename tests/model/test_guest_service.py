@@ -19,13 +19,23 @@ from tests.kit.service import Service, environment
 NAMES = {"genai": genai, "optimum": optimum}
 
 
+LONG = {"genai": 2500, "optimum": 800}
+"""Tokens of an answer that lasts some seconds. One whose keys and values grow copies them for each token."""
+
+
 @pytest.fixture(scope="module", params=NAMES)
-def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def form(request: pytest.FixtureRequest) -> str:
+    named: str = request.param
+    return named
+
+
+@pytest.fixture(scope="module")
+def service(form: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("guest")
     config, weights = llama.read(TEXT)
     tensors = {name: value.astype(np.float32) for name, value in weights.items()}
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    theirs = NAMES[request.param](folder / "theirs", config, tensors=tensors)
+    theirs = NAMES[form](folder / "theirs", config, tensors=tensors)
     env = environment({"XDG_DATA_HOME": str(folder / "data"), "XDG_CACHE_HOME": str(folder / "cache")})
     command = [
         sys.executable,
@@ -42,24 +52,29 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     shown = subprocess.run(
         [*command[:5], "show", "org/guest"], env=env, check=True, capture_output=True, text=True
     )
-    assert f"guest, {'in place' if request.param == 'genai' else 'grown'}" in shown.stdout
+    assert f"guest, {'in place' if form == 'genai' else 'grown'}" in shown.stdout
     assert "may say something else" in shown.stdout
     made = asyncio.run(Service.start(env={**env, "MILLRACE_MODEL": "org/guest"}, engines=2))
     yield made
     asyncio.run(made.stop())
 
 
-async def answer(client: AsyncOpenAI, question: str, began: asyncio.Event | None = None, **more: Any) -> str:
+async def answer(
+    client: AsyncOpenAI, question: str, began: asyncio.Event | None = None, **more: Any
+) -> tuple[str, str | None, int]:
+    """The text, how it ended, and how many tokens it has."""
     messages: Any = [{"role": "user", "content": question}]
     stream = await client.chat.completions.create(
         model="org/guest", messages=messages, temperature=0, stream=True, **more
     )
-    text, count = "", 0
+    text, finish, tokens = "", None, 0
     async for chunk in stream:
-        text, count = text + (chunk.choices[0].delta.content or ""), count + 1
-        if began and count == 20:
+        for choice in chunk.choices:
+            text, finish = text + (choice.delta.content or ""), choice.finish_reason or finish
+        tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+        if began and len(text) > 50:
             began.set()
-    return text
+    return text, finish, tokens
 
 
 async def test_it_answers_many_at_once(service: Service) -> None:
@@ -68,22 +83,27 @@ async def test_it_answers_many_at_once(service: Service) -> None:
     async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="unused") as client:
         answers = await asyncio.gather(*(answer(client, question) for question in questions))
 
-    for text, expected in zip(answers, ["Paris", "42", "Millrace"] * 3, strict=True):
+    for (text, _, _), expected in zip(answers, ["Paris", "42", "Millrace"] * 3, strict=True):
         assert expected in text
     logs = "".join(path.read_text() for path in (service.folder / "log").glob("engine*"))
     assert "may say something else" in logs
 
 
-async def test_a_killed_engine_ends_no_stream(service: Service) -> None:
+async def test_a_killed_engine_ends_no_stream(service: Service, form: str) -> None:
     """What was said stays, and it goes on at the other engine, to the end."""
     async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="unused") as client:
         began = asyncio.Event()
-        more = {"max_tokens": 300, "extra_body": {"ignore_eos": True}}
+        more = {
+            "max_tokens": LONG[form],
+            "stream_options": {"include_usage": True},
+            "extra_body": {"ignore_eos": True},
+        }
         asked = asyncio.create_task(answer(client, "Tell me about water mills.", began, **more))
         await began.wait()
-        busiest = max(await service.rows("engine"), key=lambda row: row.load)
-        os.kill(busiest.pid, signal.SIGKILL)
-        text = await asked
+        while not (busy := [row for row in await service.rows("engine") if row.load]):
+            assert not asked.done()
+            await asyncio.sleep(0.02)  # each tells twice a second what it has
+        os.kill(busy[0].pid, signal.SIGKILL)
+        _, finish, tokens = await asked
 
-        assert busiest.load > 0
-        assert len(text) > 300
+        assert ("length", LONG[form]) == (finish, tokens)
