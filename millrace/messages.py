@@ -12,7 +12,8 @@ import msgspec
 
 from millrace.errors import Code, Failure
 
-Finish = Literal["", "stop", "length"]  # "" while the sequence goes on
+# "" while the sequence goes on; failed: it could not be held to its grammar any longer.
+Finish = Literal["", "stop", "length", "failed"]
 Priority = Literal["high", "normal", "low"]  # of a tenant: a lower one waits for all of a higher one
 
 
@@ -78,6 +79,14 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     bias: dict[int, float] = {}  # by token id
 
 
+class Form(msgspec.Struct, array_like=True, frozen=True):
+    """What an answer has to be."""
+
+    kind: Literal["object", "schema", "regex", "choice", "grammar"]
+    text: str = ""  # a JSON schema, a regular expression, a JSON list of texts, a grammar
+    param: str = ""  # the parameter that said so
+
+
 class Prompt(Message, frozen=True):
     """Make a job of this. The same request and attempt may be sent again: it is queued once."""
 
@@ -94,6 +103,7 @@ class Prompt(Message, frozen=True):
     logprobs: int = -1  # tell each token's odds, and of so many of the likeliest; -1: tell none
     echo: bool = False  # tell the prompt's text
     priority: Priority = "normal"
+    form: Form | None = None
 
 
 class Admitted(Message, frozen=True):
@@ -157,6 +167,7 @@ class Job(Message, frozen=True):
     stop_ids: list[int] = []  # end-of-text tokens too, unless the client asked to ignore them
     tenant: str = ""
     logprobs: int = -1
+    grammar: str = ""  # llguidance's, tried already; "": the answer may be anything
 
 
 # 3. engine -> gateway (request), and its three answers

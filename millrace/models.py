@@ -3,13 +3,14 @@
 find             a shipped model or one of the store by its name, any model by its folder
 inside           a file of a model folder; the only way to one
 read_json        a JSON object of a model folder
+eos_ids          the tokens that end an answer
 """
 
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,14 @@ def read_json(folder: Path, name: str, *, optional: bool = False) -> dict[str, A
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object")
     return value
+
+
+def eos_ids(folder: Path, id_of: Callable[[str], int | None]) -> frozenset[int]:
+    """What ends an answer: the tokenizer's word for it, and the ids that generation is configured with."""
+    generation = read_json(folder, "generation_config.json", optional=True)
+    model = read_json(folder, "config.json", optional=True)
+    given = generation.get("eos_token_id", model.get("eos_token_id"))
+    ids = {id for id in (given if isinstance(given, list) else [given]) if id is not None}
+    word = read_json(folder, "tokenizer_config.json").get("eos_token")
+    named = id_of(str(word["content"] if isinstance(word, dict) else word)) if word else None
+    return frozenset(ids if named is None else ids | {named})

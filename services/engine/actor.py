@@ -49,7 +49,7 @@ async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
     if given.prefix_disk_mb and model.places:
         model.shelf = shelf(model, given)
     max_len = min(folder.max_len, given.max_len or folder.max_len)
-    return EngineActor(bus, id, folder.name, given, model, max_len)
+    return EngineActor(bus, id, folder.name, given, model, max_len, folder.text)
 
 
 def fitted(folder: models.Model, given: settings.Engine) -> settings.Engine:
@@ -134,7 +134,16 @@ def simulated(folder: models.Model, given: settings.Engine) -> sim.SimModel:
 class EngineActor(Actor):
     role = Role.ENGINE
 
-    def __init__(self, bus: Bus, id: str, name: str, given: settings.Engine, model: Model, max_len: int):
+    def __init__(
+        self,
+        bus: Bus,
+        id: str,
+        name: str,
+        given: settings.Engine,
+        model: Model,
+        max_len: int,
+        vocabulary: Path,
+    ):
         super().__init__(bus, id)
         self._name = name
         self._slots = given.slots
@@ -154,6 +163,7 @@ class EngineActor(Actor):
             failed=lambda error: loop.call_soon_threadsafe(self.fail, error),
             noted=lambda noted: loop.call_soon_threadsafe(self._noted, noted),
             notes_per_s=given.step_spans,
+            vocabulary=vocabulary,
         )
         self._roster = Roster(id, given.slots, self._steps, time.monotonic(), wall, model.kind)
         self._turns = Turns(model_key(name), given.slots, self._roster)
@@ -167,6 +177,7 @@ class EngineActor(Actor):
         await self._pull.start()
         self.spawn(self._tick())
         self.spawn(self._watch())
+        self._steps.prepare()
 
     def here(self, state: str, pid: int) -> Here:
         counts = {**self.bus.counts, **self._roster.counts, **self._prefixes.counts}

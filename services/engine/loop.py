@@ -5,11 +5,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from millrace.messages import Odds
+from services.engine.guide import Guides
 from services.engine.odds import odds
 from services.engine.sample import Candidates, Sampler, choose
 from services.engine.scheduler import Copy, Output, Scheduler, Step
@@ -58,9 +60,11 @@ class StepLoop:
         *,
         noted: Callable[[Noted], object] | None = None,
         notes_per_s: float = 0.0,
+        vocabulary: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`deliver`, `failed` and `noted` are called in the loop's thread."""
+        """`deliver`, `failed` and `noted` are called in the loop's thread. `vocabulary`: the folder of the
+        model's tokens, for answers that have to keep to a grammar."""
         self.steps = 0
         self._scheduler = scheduler
         self._model = model
@@ -73,12 +77,21 @@ class StepLoop:
         self._clock = clock
         self._posted: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._wake = threading.Event()
+        self._guides = Guides(vocabulary, self._wake.set) if vocabulary else None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
 
     # -- from the event loop; each takes effect between two steps
 
+    def prepare(self) -> None:
+        """What no start has to wait for."""
+        if self._guides is not None:
+            self._guides.prepare()
+
     def add(self, sequence: Sequence) -> None:
+        if sequence.grammar:
+            assert self._guides is not None, "a grammar without a vocabulary"
+            sequence.guide = self._guides.of(sequence.grammar)
         self._post(self._scheduler.add, sequence)
 
     def grant(self, request: str, epoch: int, committed: list[int]) -> None:
@@ -151,5 +164,9 @@ class StepLoop:
         return outputs
 
     def _chosen(self, candidates: Candidates, samples: list[Sequence]) -> tuple[list[int], list[Odds | None]]:
+        for sequence in samples:
+            if sequence.guide is not None:
+                allowed = sequence.guide.allow(sequence.tokens, sequence.prompt_len, candidates.vocab)
+                sequence.allowed = allowed
         tokens = self._sampler(candidates, samples) if samples else []
         return tokens, odds(candidates, samples, tokens)

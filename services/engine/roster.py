@@ -149,6 +149,7 @@ class Roster:
             frozenset(job.stop_ids),
             tenant=job.tenant,
             logprobs=job.logprobs,
+            grammar=job.grammar,
         )
         self._board.add(hold.sequence)
         hold.on_board, hold.added_at = True, now

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.messages import Finish, Sampling
+from services.engine.guide import Guide
 
 
 class State(Enum):
@@ -32,6 +33,8 @@ class Sequence:
     state: State = State.WAITING
     tenant: str = ""
     logprobs: int = -1  # how many of the likeliest tokens to tell of, beside the chosen one; -1: nothing
+    grammar: str = ""
+    guide: Guide | None = None  # follows it, as soon as it is ready
     edits: object = None  # the sampler's own, made of what stands above
     allowed: npt.NDArray[np.int32] | None = None  # what the next token may be, a bit for each; None: anything
     drafter: Any = None  # the scheduler's, of this sequence
@@ -40,7 +43,8 @@ class Sequence:
 
     @property
     def granted(self) -> bool:
-        return self.epoch > 0
+        """Whether it may answer, and can."""
+        return self.epoch > 0 and (self.guide is None or self.guide.ready)
 
     @property
     def answered(self) -> int:
@@ -63,6 +67,8 @@ class Sequence:
 
     def append(self, token: int) -> Finish:
         self.tokens.append(token)
+        if self.guide is not None and self.guide.failed:
+            return "failed"
         if token in self.stop_ids and self.answered > self.min_tokens:
             return "stop"
         return "length" if self.answered >= self.max_tokens else ""

@@ -300,6 +300,7 @@ class GatewayActor(Actor):
             logprobs=ask.logprobs,
             echo=ask.echo,
             priority=tenant.priority,
+            form=ask.form,
         )
         entry = Entry(
             prompt=prompt,

@@ -11,6 +11,7 @@ from msgspec import structs
 from millrace.messages import Chat, Ids, Sampling, Text
 from services.gateway.body import depth, refused
 from services.gateway.desk import Ask
+from services.gateway.forms import form
 from services.gateway.visit import Visit
 from services.gateway.wire import (
     MAX_CHOICES,
@@ -127,6 +128,7 @@ def _ask(
         echo=echo,
         visit=visit,
         calls=calls,
+        form=form(body),
     )
 
 
@@ -161,6 +163,9 @@ def _tools(body: ChatBody) -> dict[str, Any]:
     for name in allowed:
         if name not in names:
             raise refused("tool_choice", f"'tool_choice' names '{name[:64]}', which is not in 'tools'.")
+    if must and (body.ignore_eos or body.min_tokens):
+        name = "ignore_eos" if body.ignore_eos else "min_tokens"
+        raise refused(name, f"'{name}' cannot be kept to with a 'tool_choice' that says where to end.")
     return {
         "tools": msgspec.json.encode([{"type": "function", "function": _spec(tool)} for tool in tools]),
         "must_call": must,

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from millrace.messages import (
     Chat,
@@ -11,7 +11,7 @@ from millrace.messages import (
     Decoded,
     Encode,
     Encoded,
-    Finish,
+    Form,
     Found,
     Ids,
     Sampling,
@@ -41,6 +41,10 @@ class Ask:
     echo: bool = False  # tell the prompt's text
     visit: Visit  # whose it is, how long it may take, and its trace
     calls: int | None = 0  # tool calls that it may make; None: any number
+    form: Form | None = None  # what the answer has to be
+
+
+Finish = Literal["", "stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -332,6 +332,12 @@ class Ledger:
         last = len(tokens) - 1
         for i in range(skip, last):
             entry.pieces.append(Piece(tokens[i], texts[i], "", odds[i]))
+        if said.finish == "failed":
+            failure = Failure(
+                Code.INVALID_REQUEST,
+                f"after {said.index + last} tokens the grammar took more work than is allowed",
+            )
+            return self.cancel(entry.request, failure)
         entry.pieces.append(Piece(tokens[last], texts[last], said.finish, odds[last], stopped=said.stopped))
         entry.committed += tokens[skip:]
         if entry.tally is not None:

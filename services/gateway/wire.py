@@ -117,9 +117,31 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: Literal[False] | None = None
 
 
+class JsonSchema(Struct, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None  # it is kept to, whatever this says
+
+
 class ResponseFormat(Struct, forbid_unknown_fields=True):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: Raw = Raw()
+    json_schema: JsonSchema | None = None
+
+
+Choices = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=4096)]], Meta(min_length=1, max_length=10_000)
+]
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """vLLM's. Of these one."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
 
 
 class Body(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -149,7 +171,12 @@ class Body(Struct, kw_only=True, forbid_unknown_fields=True):
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
 
     # Understood, and held against NOT_YET.
-    structured_outputs: Raw = Raw()
+    structured_outputs: StructuredOutputs | None = None
+    # The same by vLLM's older names.
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
 
 
 class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
@@ -199,15 +226,8 @@ def _unset(value: Any) -> bool:
     return value is None
 
 
-def _no_json(value: Any) -> bool:
-    return bytes(value) in {b"", b"null"}
-
-
 # What a parameter may say as long as the feature behind it is missing; any other value is refused.
 NOT_YET: dict[str, Callable[[Any], bool]] = {
-    "response_format": lambda value: value is None or value.type == "text",
-    "structured_outputs": _no_json,
-    "tool_choice": lambda value: value in (None, "none", "auto"),
     "modalities": lambda value: value in (None, ["text"]),
     "suffix": _unset,
 }

@@ -4,9 +4,11 @@ import asyncio
 import struct
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from millrace import messages as m
 from millrace import models, settings
@@ -17,7 +19,9 @@ from millrace.messages import Here, Message, Voice
 from millrace.subjects import JOBS, TOKENIZER, Role, lane_of, model_key
 from millrace.telemetry import Context, wall
 from services.tokenizer.encode import Encoder
+from services.tokenizer.trial import Trial
 from services.tokenizer.voice import thinking
+from services.tokenizer.wish import Wish
 
 STORE_S = 1.0
 """A full disk answers nothing at all, and a healthy store answers in milliseconds."""
@@ -36,13 +40,15 @@ async def build(bus: Bus, given: settings.Tokenizer, id: str) -> "TokenizerActor
     max_len = min(folder.max_len, given.max_len or folder.max_len)
     encoder = await asyncio.to_thread(Encoder.load, folder.text)
     speaks = encoder.voice(calls=given.tool_parser, reasoning=given.reasoning_parser)
-    return TokenizerActor(bus, id, folder.name, encoder, max_len, speaks)
+    return TokenizerActor(bus, id, folder.name, encoder, max_len, speaks, folder.text)
 
 
 class TokenizerActor(Actor):
     role = Role.TOKENIZER
 
-    def __init__(self, bus: Bus, id: str, name: str, encoder: Encoder, max_len: int, voice: Voice):
+    def __init__(
+        self, bus: Bus, id: str, name: str, encoder: Encoder, max_len: int, voice: Voice, folder: Path
+    ):
         super().__init__(bus, id)
         self._name = name
         self._key = model_key(name)
@@ -50,8 +56,10 @@ class TokenizerActor(Actor):
         self._max_len = max_len
         self._voice = voice
         self._under_way = 0
+        self._trial = Trial(folder)
 
     async def start(self) -> None:
+        self.spawn(self._trial.prepare())
         subject = TOKENIZER.to(self._key)
         await self.bus.listen(Inbox(subject, m.ToTokenizer, self._asked, queue="tokenizers", credit=CREDIT))
 
@@ -69,6 +77,10 @@ class TokenizerActor(Actor):
             counts,
             self._voice,
         )
+
+    async def stop(self) -> None:
+        await self._trial.stop()
+        await super().stop()
 
     async def drain(self) -> None:
         """`Bus.close` stops hearing, then waits for what is under way."""
@@ -97,6 +109,8 @@ class TokenizerActor(Actor):
         max_tokens = room(len(ids), prompt.max_tokens, self._max_len)
         self._known(prompt.stop_ids, "stop_token_ids")
         self._known(prompt.sampling.bias, "logit_bias")
+        begun = isinstance(prompt.input, m.Chat) and thinking(self._voice, self._encoder.tail(ids))
+        grammar = await self._grammar(prompt, begun)
         stop_ids = sorted({*prompt.stop_ids, *(() if prompt.ignore_eos else self._encoder.eos_ids)})
         job = m.Job(
             prompt.request,
@@ -108,6 +122,7 @@ class TokenizerActor(Actor):
             stop_ids,
             prompt.tenant,
             prompt.logprobs,
+            grammar,
         )
         # Asked twice, stored once: the gateway repeats a prompt whose answer it never got.
         lane = lane_of(self._key, prompt.tenant, prompt.priority)
@@ -119,9 +134,17 @@ class TokenizerActor(Actor):
             m.Hop("tokenize", wall(heard), wall(made), notes={"tokens": len(ids)}),
             m.Hop("publish", wall(made), wall(stored), notes={"seq": seq}),
         ]
-        begun = isinstance(prompt.input, m.Chat) and thinking(self._voice, self._encoder.tail(ids))
         text = self._text(prompt.input, ids) if prompt.echo else ""
         return m.Admitted(prompt.request, seq, len(ids), max_tokens, begun, self.id, hops, text)
+
+    async def _grammar(self, prompt: m.Prompt, begun: bool) -> str:
+        chat = None
+        if isinstance(prompt.input, m.Chat) and prompt.input.tools:
+            chat = structs.replace(prompt.input, messages=b"", template_args=b"", effort="")
+        # A completion is raw text, to a model that reasons too.
+        voice = self._voice if isinstance(prompt.input, m.Chat) else Voice()
+        wish = Wish(prompt.form, chat, voice, begun)
+        return "" if wish.free else await self._trial.grammar(wish)
 
     def _text(self, given: m.Chat | m.Text | m.Ids, ids: list[int]) -> str:
         return given.text if isinstance(given, m.Text) else self._encoder.decode(ids)

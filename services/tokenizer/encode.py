@@ -31,7 +31,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from millrace.errors import Code, Failure
 from millrace.messages import Voice
-from millrace.models import inside, read_json
+from millrace.models import eos_ids, inside, read_json
 from services.tokenizer import voice
 from services.tokenizer.chat import ChatTemplate
 
@@ -123,18 +123,17 @@ class Encoder:
         """From a model folder; a ValueError names the file that is missing, broken or outside of it."""
         config = read_json(folder, "tokenizer_config.json")
         model = read_json(folder, "config.json", optional=True)
-        generation = read_json(folder, "generation_config.json", optional=True)
         tokenizer = _read_tokenizer(folder)
         try:
             _agree(tokenizer, config)
             special = _special_tokens(config)
-            eos_ids = _eos_ids(tokenizer, special, generation, model)
+            ends = eos_ids(folder, tokenizer.token_to_id)
             limits = (config.get("model_max_length"), model.get("max_position_embeddings"))
             return cls(
                 tokenizer,
-                controls=_controls(tokenizer, special, eos_ids),
+                controls=_controls(tokenizer, special, ends),
                 templates=_templates(folder, config, special),
-                eos_ids=eos_ids,
+                eos_ids=ends,
                 max_length=min((int(limit) for limit in limits if limit and limit < NO_LIMIT), default=None),
             )
         except (AttributeError, KeyError, TypeError) as error:  # JSON, but not of the shape that it should be
@@ -356,17 +355,6 @@ def _agree(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
     for token_id, token in config.get("added_tokens_decoder", {}).items():
         if tokenizer.token_to_id(token["content"]) != int(token_id):
             raise TypeError(f"token {token_id} is another one in tokenizer.json")
-
-
-def _eos_ids(
-    tokenizer: Tokenizer, special: Mapping[str, Any], generation: Mapping[str, Any], model: Mapping[str, Any]
-) -> frozenset[int]:
-    """What ends an answer: the tokenizer's word for it, and the ids that generation is configured with."""
-    given = generation.get("eos_token_id", model.get("eos_token_id"))
-    ids = {token_id for token_id in (given if isinstance(given, list) else [given]) if token_id is not None}
-    if (named := tokenizer.token_to_id(special.get("eos_token", ""))) is not None:
-        ids.add(named)
-    return frozenset(ids)
 
 
 def _controls(tokenizer: Tokenizer, special: Mapping[str, Any], eos_ids: frozenset[int]) -> list[str]:

@@ -62,6 +62,7 @@ def page() -> str:
         messages.Spread,
         messages.Tallied,
         messages.Sampling,
+        messages.Form,
         messages.Odds,
         messages.Run,
         messages.Likely,
@@ -70,6 +71,7 @@ def page() -> str:
         messages.Ref,
         messages.Held,
         messages.Gap,
+        messages.Voice,
     ]
     lines += ["## Parts of messages", ""]
     lines += [f"- {part.__name__}: `[{', '.join(_fields(part))}]`" for part in parts]

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from millrace.errors import Failure
-from millrace.messages import Decode, Decoded, Encode, Encoded, Finish, Found, Text
-from services.gateway.desk import Ask, Model, Piece
+from millrace.messages import Decode, Decoded, Encode, Encoded, Found, Text
+from services.gateway.desk import Ask, Finish, Model, Piece
 from services.gateway.view import View
 from services.gateway.visit import Visit
 

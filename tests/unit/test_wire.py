@@ -123,10 +123,6 @@ def test_parameters_without_effect() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"choice": ["a"]}),
         ("modalities", ["text", "audio"]),
     ],
 )

@@ -1,0 +1,102 @@
+"""Answers that have to keep to a grammar: what the next token of each may be.
+
+Where a guide is, is a function of its grammar and of the answer's tokens so far. A sequence that is resumed
+elsewhere is guided on from the tokens that were committed, as if nothing had happened.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:  # loaded when first needed: the start does not wait for it
+    from llguidance import LLMatcher
+
+    from millrace.grammar import Grammars
+
+STACK = 64 << 20
+"""Of the thread that compiles. The tokenizer has tried every grammar on an eighth of it."""
+
+Mask = npt.NDArray[np.int32]
+
+
+class Guide:
+    """Of one sequence."""
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.failed = False  # it took more work than is allowed; nothing can be said of the next token
+        self._matcher: LLMatcher | None = None
+        self._read = 0  # tokens of the answer
+        self._mask: Mask = np.zeros(0, np.int32)
+        self._words = 0
+
+    def begin(self, matcher: "LLMatcher | None", tokens: int) -> None:
+        """`tokens`: how many its grammar knows. Without a matcher it has failed."""
+        self._matcher, self.failed = matcher, matcher is None
+        self._words = (tokens + 31) // 32
+        self.ready = True
+
+    def allow(self, tokens: list[int], prompt: int, vocab: int) -> Mask | None:
+        """A bit for each word of the vocabulary: whether it may come after these tokens, of which so many
+        are the prompt's. Good until the next call."""
+        matcher = self._matcher
+        if self.failed or matcher is None:
+            return None
+        if not self._mask.size:
+            self._mask = np.zeros(max(self._words, (vocab + 31) // 32), np.int32)
+        matcher.consume_tokens(tokens[prompt + self._read :])
+        self._read = len(tokens) - prompt
+        matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, 4 * self._words)
+        self.failed = matcher.is_error()
+        return None if self.failed else self._mask
+
+
+class Guides:
+    """Makes them, beside the steps: a grammar may take a tenth of a second to compile."""
+
+    def __init__(self, folder: Path, made: Callable[[], object]):
+        """`made` is called, in another thread, whenever a guide has become ready."""
+        self._folder = folder
+        self._made = made
+        self._grammars: Grammars | None = None
+        self._worker: ThreadPoolExecutor | None = None
+
+    def prepare(self) -> None:
+        """So that the first need not wait for the vocabulary; returns at once."""
+        self._thread().submit(self._loaded)
+
+    def of(self, grammar: str) -> Guide:
+        guide = Guide()
+        self._thread().submit(self._begin, guide, grammar)
+        return guide
+
+    def _thread(self) -> ThreadPoolExecutor:
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "grammars")
+            before = threading.stack_size(STACK)
+            try:
+                self._worker.submit(int).result()
+            finally:
+                threading.stack_size(before)
+        return self._worker
+
+    def _loaded(self) -> "Grammars":
+        from millrace.grammar import Grammars  # noqa: PLC0415 - see above
+
+        if self._grammars is None:
+            self._grammars = Grammars(self._folder)
+        _ = self._grammars.tokens
+        return self._grammars
+
+    def _begin(self, guide: Guide, grammar: str) -> None:
+        try:
+            grammars = self._loaded()
+            guide.begin(grammars.matcher(grammar), grammars.tokens.vocab_size)
+        except ValueError:  # the tokenizer took it: its machine is another one, or a busy one
+            guide.begin(None, 0)
+        self._made()

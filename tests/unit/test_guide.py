@@ -1,0 +1,213 @@
+"""Answers kept to a grammar, token by token."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from millrace.grammar import GrammarError, Grammars
+from millrace.messages import Chat, Form, Sampling, Voice
+from services.engine.guide import Guide
+from services.engine.sample import Candidates, choose
+from services.engine.sequence import Sequence
+from services.gateway.desk import Piece
+from services.gateway.speech import CALLS, Speech, Spoken
+from services.tokenizer.constrain import grammar
+from services.tokenizer.wish import Wish
+from tests.kit.schemas import Schema, objects, schemas
+
+DEMO = Path(__file__).parents[2] / "models" / "demo"
+GRAMMARS = Grammars(DEMO)
+TOKENIZER = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+VOCAB, EOS = 4096, 2
+CLOSE = [id for id in range(3, VOCAB) if set(TOKENIZER.decode([id])) & set('}]"')]
+
+
+def guided(text: str) -> Guide:
+    guide = Guide()
+    guide.begin(GRAMMARS.matcher(text), GRAMMARS.tokens.vocab_size)
+    return guide
+
+
+def made(wish: Wish) -> str:
+    return grammar(wish, GRAMMARS.special)
+
+
+def formed(kind: Any, text: str = "") -> str:
+    return made(Wish(Form(kind, text, "p"), None, Voice(), False))
+
+
+class Babble:
+    """Logits of no sense whatever, but one: it likes to come to an end."""
+
+    def __init__(self, seed: int):
+        self._rng = np.random.default_rng(seed)
+
+    def candidates(self) -> Candidates:
+        logits = self._rng.normal(0, 2, VOCAB).astype(np.float32)
+        logits[[*CLOSE, EOS]] += 6
+        ids = np.argsort(-logits, kind="stable")[None, :40]
+        return Candidates(ids, logits[ids[0]][None], VOCAB, lambda: logits[None])
+
+
+def run(text: str, seed: int, most: int = 600) -> tuple[Sequence, list[bool]]:
+    """An answer, and at each of its tokens whether it could have ended there."""
+    sequence = Sequence("r", 2, [5, 6], Sampling(seed), most, stop_ids=frozenset({EOS}), epoch=1)
+    sequence.guide = guided(text)
+    babble, ends, finish = Babble(seed), [], ""
+    while not finish:
+        sequence.allowed = sequence.guide.allow(sequence.tokens, 2, VOCAB)
+        assert sequence.allowed is not None
+        ends.append(bool(sequence.allowed[0] >> EOS & 1))
+        finish = sequence.append(choose(babble.candidates(), [sequence])[0])
+    assert "stop" == finish
+    return sequence, ends
+
+
+def said(sequence: Sequence) -> str:
+    return str(TOKENIZER.decode(sequence.tokens[2:-1], skip_special_tokens=False))
+
+
+@settings(max_examples=200, deadline=None)
+@given(schemas, st.integers(0, 2**32))
+def test_a_schema_holds(schema: Schema, seed: int) -> None:
+    """Whatever the model would rather say, the answer is JSON of that schema, as another library sees it."""
+    sequence, _ = run(formed("schema", json.dumps(schema)), seed)
+
+    jsonschema_rs.validator_for(schema).validate(json.loads(said(sequence)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(objects, st.integers(0, 2**32), st.data())
+def test_it_is_taken_up_anywhere(schema: Schema, seed: int, data: st.DataObject) -> None:
+    """From the committed tokens alone, another engine allows the same at every later place."""
+    text = formed("schema", json.dumps(schema))
+    sequence, _ = run(text, seed)
+    start = data.draw(st.integers(2, len(sequence.tokens) - 1))
+    first, second = guided(text), guided(text)
+    for end in range(2, start):
+        first.allow(sequence.tokens[:end], 2, VOCAB)
+    for end in range(start, len(sequence.tokens)):
+        one, other = (
+            first.allow(sequence.tokens[:end], 2, VOCAB),
+            second.allow(sequence.tokens[:end], 2, VOCAB),
+        )
+        assert one is not None and other is not None and (one == other).all()
+
+
+def test_an_end_exactly_where_the_grammar_has_one() -> None:
+    """Not before the text is complete; and where it can be nothing more, nothing else."""
+    sequence, ends = run(formed("regex", "^[0-9]{3}(-[a-f])?$"), 1)
+    known = said(sequence)
+
+    assert 3 <= len(known) <= 5
+    assert not any(ends[: len(TOKENIZER.encode(known[:2]).ids)]) and ends[-1]
+    assert "Oslo" == said(run(formed("choice", '["Oslo"]'), 2)[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("regex", "^a/b$", {"a/b"}),
+        ("regex", "a\\/b\\$", {"a/b$"}),
+        ("regex", "line\none", {"line\none"}),
+        ("choice", '["ja", "n\\"e\\\\in", "水\\u2028\\n"]', {"ja", 'n"e\\in', "水\u2028\n"}),
+        ("grammar", 'start: "a" b\nb: "1" | "2"', {"a1", "a2"}),
+        ("grammar", 'root ::= "a" b\nb ::= [12]', {"a1", "a2"}),
+    ],
+)
+def test_other_forms(kind: str, text: str, expected: set[str]) -> None:
+    """A regular expression is for the whole text; a grammar may be Lark's or llama.cpp's."""
+    found = {said(run(formed(kind, text), seed)[0]) for seed in range(12)}
+
+    assert found == expected
+
+
+TOOLS: list[dict[str, Any]] = [
+    {
+        "name": "look",
+        "parameters": {"type": "object", "properties": {"a": {"enum": [1, "x"]}}, "required": ["a"]},
+    },
+    {"name": "n_o.w", "strict": True},
+]
+
+
+def wish(form: str, **more: Any) -> Wish:
+    tools = [{"type": "function", "function": tool | {"parameters": closed(tool)}} for tool in TOOLS]
+    chat = Chat(b"", json.dumps(tools).encode(), **({"must_call": True} | more))
+    return Wish(None, chat, Voice(form), False)
+
+
+def closed(tool: dict[str, Any]) -> dict[str, Any]:
+    parameters: dict[str, Any] = tool.get("parameters", {"type": "object", "properties": {}})
+    return parameters | {"additionalProperties": False}
+
+
+@pytest.mark.parametrize("form", CALLS)
+@pytest.mark.parametrize("one", [True, False])
+def test_a_call_that_must_be_is_read_as_one(form: str, one: bool) -> None:
+    """In each of the forms: what the grammar makes is what the parser reads, and nothing beside it."""
+    for seed in range(8):
+        sequence, _ = run(made(wish(form, one_call=one)), seed)
+        speech, spoken = Speech(CALLS[form](str)), Spoken()
+        for part in speech.hear(Piece(0, said(sequence), "stop")):
+            spoken.add(part)
+
+        assert "" == spoken.content and (1 == len(spoken.calls) if one else spoken.calls)
+        for call in spoken.calls:
+            tool = next(tool for tool in TOOLS if tool["name"] == call.name)
+            jsonschema_rs.validator_for(closed(tool)).validate(json.loads(call.arguments))
+
+
+def test_only_what_may_be_called_is() -> None:
+    """A named tool, and no other."""
+    for seed in range(6):
+        assert "look" in said(run(made(wish("hermes", callable=["look"])), seed)[0])
+
+
+def test_reasoning_comes_first_and_is_free() -> None:
+    """A model that reasons is held to nothing before its reasoning's end."""
+    thinks = Wish(Form("choice", '["Oslo"]'), None, Voice("", "qwen3"), True)
+    guide = guided(made(thinks))
+    free = guide.allow([5, 6], 2, VOCAB)
+    assert free is not None and int(np.bitwise_count(free.view(np.uint32)).sum()) > 3000
+    ids = TOKENIZER.encode("hm, let me see.</think>\n\nOslo").ids
+    held = guided(made(thinks)).allow([5, 6, *ids], 2, VOCAB)
+
+    assert (
+        held is not None
+        and [EOS] == np.flatnonzero(np.unpackbits(held.view(np.uint8), bitorder="little")).tolist()
+    )
+
+
+def test_a_guide_that_fails_ends_the_answer() -> None:
+    """The sequence says so with its next token; it is never left unguided."""
+    sequence = Sequence("r", 1, [5], Sampling(1), 9, epoch=1)
+    sequence.guide = guided(formed("choice", '["Oslo"]'))
+    sequence.tokens.append(77)  # which no grammar allowed
+    assert sequence.guide.allow(sequence.tokens, 1, VOCAB) is None
+
+    assert "failed" == sequence.append(3)
+
+
+def test_it_answers_when_its_guide_is_there() -> None:
+    """Until then it only prefills."""
+    sequence = Sequence("r", 1, [5], Sampling(1), 9, epoch=1, guide=Guide())
+    assert not sequence.granted
+    assert sequence.guide is not None
+    sequence.guide.begin(None, 0)
+
+    assert sequence.granted
+
+
+@pytest.mark.parametrize("text", ["start: foo", 'start: %json {"not": {}}', "start: /a(?=b)/", "start: ("])
+def test_a_wrong_grammar_is_an_error(text: str) -> None:
+    """It says what is wrong."""
+    with pytest.raises(GrammarError, match=r"\w+"):
+        GRAMMARS.matcher(text)
