@@ -90,6 +90,8 @@ def families(heres: Iterable[m.Here], queue: Mapping[str, int] | None = None) ->
             used = gauges.get("cache_used", 0.0)
             add("vllm:kv_cache_usage_perc", "gauge", "Of an engine's cache, from 0 to 1.", of, used)
             add("millrace_slots", "gauge", "Requests that an engine could run.", of, here.room)
+            level = gauges.get("pressure", 0.0)
+            add("millrace_pressure", "gauge", "Of an engine's machine: 0 calm, 1 tight, 2 short.", of, level)
         for tallied in here.tallies[:MOST_MODELS]:
             _tallied(add, tallied, here.id)
     for what, amount in (queue or {}).items():

@@ -399,7 +399,7 @@ class Here(Message, frozen=True):
     counts: dict[str, int] = {}  # what went wrong so far: poisoned, dropped, ...
     voice: Voice = Voice()  # as a tokenizer announces it
     pressure: str = ""  # an engine's memory or time is tight, or short
-    gauges: dict[str, float] = {}  # cpu_s, rss; an engine's cache_used
+    gauges: dict[str, float] = {}  # cpu_s, rss; an engine's cache_used and pressure
     tallies: list[Tallied] = []  # a gateway's, where there is another gateway to tell them too
     kind: str = ""  # an engine's, as in its claims
 

@@ -193,7 +193,7 @@ class EngineActor(Actor):
             self._name,
             counts={**counts, **self._pressure.counts, "steps": self._steps.steps},
             pressure=self._pressure.name,
-            gauges={"cache_used": self._cache_used},
+            gauges={"cache_used": self._cache_used, "pressure": float(self._pressure.level)},
             kind=self._model.kind,
         )
 

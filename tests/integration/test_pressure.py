@@ -1,8 +1,10 @@
 """A service whose machine runs short of memory: what runs ends well, and what comes waits for more of it."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -51,6 +53,8 @@ async def test_it_takes_nothing_while_memory_is_short(tmp_path: Path) -> None:
         machine.available(3)
         row = await engine(service, lambda row: row.pressure == "short")
         assert ("ready", "short", 1) == (row.state, row.shown, row.load)
+        metrics = await asyncio.to_thread(lambda: urlopen(f"{service.url}/metrics").read().decode())
+        assert re.search(r"^millrace_pressure{.*} 2(\.0)?$", metrics, re.MULTILINE)
         waiting = asyncio.create_task(ask(service.url, {**body, "max_tokens": 5}))
         first = await running
         assert (150, None) == (len(first.token_ids), first.failure or None)
