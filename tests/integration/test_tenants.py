@@ -69,6 +69,24 @@ async def test_a_seed_says_the_same_for_all(clients: dict[str, AsyncOpenAI]) -> 
     assert [said[0]] * 3 == said
 
 
+async def test_what_one_tenant_said_is_known_to_no_other(clients: dict[str, AsyncOpenAI]) -> None:
+    """What an engine has computed for one tenant it computes again for the next, and says the same."""
+    secret = "The vault opens with four, nine, one, one, seven, three, and then the name of her dog, twice."
+
+    async def ask(name: str) -> tuple[str, int]:
+        made = await clients[name].completions.create(model="sim", prompt=secret, seed=3, max_tokens=9)
+        assert made.usage is not None and made.usage.prompt_tokens_details is not None
+        return made.choices[0].text, made.usage.prompt_tokens_details.cached_tokens or 0
+
+    hers = [await ask("acme") for _ in range(3)]  # there are two engines
+    his = await ask("lab")
+    again = [await ask("lab") for _ in range(2)]
+
+    assert hers[0][1] == 0 < hers[2][1] + hers[1][1]
+    assert (hers[0][0], 0) == his
+    assert 0 < again[0][1] + again[1][1]
+
+
 async def test_a_flood_is_refused_to_itself(clients: dict[str, AsyncOpenAI]) -> None:
     """A tenant has its places and no more; the others' requests go through all the while."""
 

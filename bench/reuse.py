@@ -1,0 +1,127 @@
+"""`python -m bench.reuse [FOLDER]`: what is saved by prefixes that were computed before, and by guesses.
+
+In this process, through the real scheduler and step loop. The first token of a prompt of 1,024 tokens is
+waited for cold, warm, and with all but the last block in a file. Then one stream says a text that is laid
+down: a model with random weights has nothing to say, and it is the same text with guesses and without.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bench import machine
+from bench.engine import SHAPES, made
+from millrace import models
+from millrace.messages import Sampling
+from services.engine import prepare
+from services.engine.draft import Lookup
+from services.engine.loop import StepLoop
+from services.engine.prefix import Prefixes
+from services.engine.sample import Candidates, choose
+from services.engine.scheduler import Output, Scheduler
+from services.engine.sequence import Sequence
+from services.engine.session import OrtModel
+from services.engine.shelf import FileShelf
+
+PROMPT, ANSWER, CHUNK = 1024, 200, 64
+TEXTS = ("repeats itself", "quotes its prompt half of the time", "never repeats anything")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.reuse", description=__doc__)
+    parser.add_argument("folder", nargs="?", help="a model; without one, random weights of --shape")
+    parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", type=Path, help="where to keep what is made (default: nowhere)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
+        folder = Path(args.folder) if args.folder else made(work, args.shape, "int8")
+        folder = prepare.converted(models.find(str(folder)), work)
+        graphs = prepare.prepared(folder, work)
+        longest = PROMPT + ANSWER
+        model = OrtModel(folder, 2, CHUNK, max_len=longest, graphs=graphs, prefix_bytes=1 << 30)
+        model.shelf = FileShelf(Path(temporary) / "shelf", 1 << 30, model.kind, model.block)
+        print(f"{machine.describe()}\n{folder.name}, {args.rounds} rounds in turn; medians")
+        prefixes(model, args.rounds)
+        guesses(model, args.rounds)
+    return 0
+
+
+def prefixes(model: OrtModel, rounds: int) -> None:
+    rng = np.random.default_rng(0)
+    took: dict[str, list[float]] = {"cold": [], "warm": [], "from the file": []}
+    for _ in range(rounds):
+        prompt = rng.integers(0, model.card.vocab, PROMPT).tolist()
+        memory, file = Prefixes(model.places, model.shelf), Prefixes(model.places, model.shelf)
+        for case, kept in (("cold", memory), ("warm", memory), ("from the file", file)):
+            scheduler = Scheduler(2, CHUNK, kept)
+            scheduler.add(Sequence(case, PROMPT, list(prompt), Sampling(1, 0.0), 1, epoch=1))
+            took[case].append(run(scheduler, model))
+            if case == "warm":
+                model.copy(scheduler.put_away())
+    cold = statistics.median(took["cold"])
+    print(f"\n| {PROMPT} tokens | ms to the first token | of cold |\n|---|---|---|")
+    for case, seconds in took.items():
+        middle = statistics.median(seconds)
+        print(f"| {case} | {middle * 1e3:.1f} | {middle / cold:.3f} |")
+
+
+def guesses(model: OrtModel, rounds: int) -> None:
+    rng = np.random.default_rng(1)
+    words = [rng.permutation(model.card.vocab)[:ANSWER].tolist() for _ in range(2)]
+    answers = [
+        (words[0][:40] * ANSWER)[:ANSWER],
+        [word for i in range(0, ANSWER, 20) for word in words[(i // 20) % 2][i : i + 20]],
+        words[1],
+    ]
+    prompt = words[0]
+    print("\n| one stream whose text | tokens/s | with guesses | | tokens a step |\n|---|---|---|---|---|")
+    for text, answer in zip(TEXTS, answers, strict=True):
+
+        def say(candidates: Candidates, sequences: list[Sequence], answer: list[int] = answer) -> list[int]:
+            choose(candidates, sequences)  # what it takes is part of the step
+            return [answer[sequence.answered] for sequence in sequences]
+
+        took: dict[bool, list[float]] = {False: [], True: []}
+        steps = 0
+        for _ in range(rounds):
+            for guessing in (False, True):
+                scheduler = Scheduler(2, CHUNK, None, Lookup if guessing else None)
+                scheduler.add(Sequence("r", len(prompt), list(prompt), Sampling(1, 0.7), ANSWER, epoch=1))
+                while scheduler.running == [] or scheduler.running[0].answered == 0:
+                    StepLoop(scheduler, model, nothing, nothing, say).step()
+                seconds, steps = run_on(scheduler, model, say)
+                took[guessing].append(seconds)
+        plain, fast = (ANSWER / statistics.median(took[guessing]) for guessing in (False, True))
+        print(f"| {text} | {plain:.0f} | {fast:.0f} | {fast / plain:.2f}x | {(ANSWER - 1) / steps:.2f} |")
+
+
+def nothing(_: object) -> None:
+    pass
+
+
+def run(scheduler: Scheduler, model: OrtModel) -> float:
+    return run_on(scheduler, model, choose)[0]
+
+
+def run_on(
+    scheduler: Scheduler, model: OrtModel, sampler: Callable[[Candidates, list[Sequence]], list[int]]
+) -> tuple[float, int]:
+    """Until nothing is left to do: seconds and steps."""
+    outputs: list[Output] = []
+    loop = StepLoop(scheduler, model, outputs.extend, nothing, sampler)
+    began = time.perf_counter()
+    while loop.step():
+        pass
+    return time.perf_counter() - began, loop.steps
+
+
+if __name__ == "__main__":
+    sys.exit(main())
