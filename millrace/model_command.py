@@ -249,7 +249,7 @@ def convert_into(
         convert(folder, out, quant, progress_bar(), cache=cache, words=words, accept=accept)
     except Poor as error:
         print(error.quality.table())
-        raise ValueError(f"{error}; --accept keeps it all the same") from None
+        raise
     made = card.load(out)
     assert made.quality
     print(made.quality.table())

@@ -42,7 +42,9 @@ class Poor(ValueError):
 
     def __init__(self, found: Quality, faults: list[str]):
         self.quality = found
-        super().__init__(f"the result is not good: {'; '.join(faults)}")
+        super().__init__(
+            f"the result is not good: {'; '.join(faults)}; `millrace model convert --accept` keeps it all the same"
+        )
 
 
 BESIDE = (

@@ -18,6 +18,7 @@ from millrace.convert.network import Linear, Plan, Scales
 from millrace.convert.runtime import session
 
 Floats = npt.NDArray[np.float32]
+Wide = npt.NDArray[np.float64]
 
 MARGIN = 1.1  # beyond the largest value seen: what lies above is cut off
 COARSE = 1e-3  # rounding noise, as a share of a middling channel's variance, above which each gets a scale
@@ -35,7 +36,7 @@ ALPHAS = (0.25, 0.5, 0.75)
 def layer(a: Architecture, plan: Plan, i: int, seen: Seen, *, cache: bool) -> None:
     """Plan one layer by what it showed."""
     for linear, x in seen.linears:
-        arithmetic(a, plan, linear, x)
+        arithmetic(a, plan, linear, x, seen.streams.get(linear.name))
     if cache:
         values = seen.values
         smooth = plan.smooth.get(f"model.layers.{i}.self_attn.o_proj")
@@ -67,18 +68,22 @@ def steps(seen: Floats, *, by_channel: bool) -> Floats:
 # -- linear layers
 
 
-def arithmetic(a: Architecture, plan: Plan, linear: Linear, x: Floats) -> None:
-    """The kernel of a linear layer that reads `x`, and what its input is divided by before it."""
+def arithmetic(a: Architecture, plan: Plan, linear: Linear, x: Floats, stream: Floats | None = None) -> None:
+    """The kernel of a linear layer that reads `x`, and what its input is divided by before it.
+
+    `stream`: what its output becomes a part of, if its error is to be judged by that.
+    """
     if plan.kernel == "fp32" or (plan.packed and linear.packed):
         return
-    x = x[:: max(1, len(x) // ROWS)]
-    weights = linear.weights()
+    rows = slice(None, None, max(1, len(x) // ROWS))
+    x, weights = x[rows], linear.weights()
     expected = x @ weights.T
+    size = differences(expected if stream is None else stream[rows])
     for kernel in dict.fromkeys([plan.kernel, "int8", "wide", "fine"]):
-        wrong, smooth = error(kernel, linear, x, weights, expected), None
+        wrong, smooth = error(kernel, linear, x, weights, expected, size), None
         if kernel in ("int8", "int4") and wrong > FINE and not plan.packed:
             for tried in smoothings(a, linear, x, weights):
-                less = error(kernel, linear, x / tried, weights * tried, expected)
+                less = error(kernel, linear, x / tried, weights * tried, expected, size)
                 if less < wrong * 0.9:  # a hair's breadth is not worth the weights' disturbance
                     wrong, smooth = less, tried
         if wrong <= MOST[kernel]:
@@ -89,15 +94,20 @@ def arithmetic(a: Architecture, plan: Plan, linear: Linear, x: Floats) -> None:
         plan.smooth[linear.name] = smooth
 
 
-def error(kernel: str, linear: Linear, x: Floats, weights: Floats, expected: Floats) -> float:
-    """Squared, relative to what each row differs by from the others: what all have in common says nothing."""
+def differences(rows: Floats) -> Wide:
+    """How far each row is from the others, squared: what all have in common says nothing."""
+    found: Wide = np.square(rows - rows.mean(axis=0)).sum(axis=1, dtype=np.float64)
+    return found
+
+
+def error(kernel: str, linear: Linear, x: Floats, weights: Floats, expected: Floats, size: Wide) -> float:
+    """Squared, relative to the size of each row, on average."""
     g = Graph("linear", Inline())
     y = KERNELS[kernel](
         g, g.input("x", np.float32, ["rows", linear.k]), linear.name, linear.k, linear.n, lambda: weights
     )
     g.output(y, np.float32, ["rows", linear.n])
     found = session(g.model().SerializeToString()).run([y], {"x": x})[0]
-    size = np.square(expected - expected.mean(axis=0)).sum(axis=1, dtype=np.float64)
     wrong = np.square(found - expected).sum(axis=1, dtype=np.float64)
     return float((wrong[size > 0] / size[size > 0]).mean()) if size.any() else 0.0
 

@@ -21,11 +21,15 @@ BLOCK = 1 << 23  # weights of the head that are looked at at once
 
 @dataclass(frozen=True)
 class Seen:
-    """What one layer showed of one text: keys and values, and what each of its linear layers read."""
+    """What one layer showed of one text: keys and values, and what each of its linear layers read.
+
+    What a linear layer writes to the residual stream, alone, matters as a part of the stream behind it.
+    """
 
     keys: Floats  # [kv_heads, tokens, head_dim]
     values: Floats
     linears: list[tuple[Linear, Floats]]
+    streams: dict[str, Floats]
 
 
 State = tuple[Floats, Floats | None]
@@ -147,5 +151,7 @@ def _layer(
             },
         )
         read = [(linear, given[0]) for linear, given in zip(net.linears, inputs, strict=True)]
-        found.append(((x[0], delta[0]), Seen(keys[0], values[0], read)))
+        at = f"model.layers.{i}"
+        streams = {f"{at}.self_attn.o_proj": x[0], f"{at}.mlp.down_proj": x[0] + delta[0]}
+        found.append(((x[0], delta[0]), Seen(keys[0], values[0], read, {} if a.norms_behind else streams)))
     return found

@@ -182,7 +182,9 @@ def test_the_error_of_each_kernel(kernel: str, most: float) -> None:
     x, weights = (rng.standard_normal((n, 72), dtype=np.float32) for n in (24, 40))
     linear = Linear("l", "x", 72, 40, lambda: weights)
 
-    assert calibrate.error(kernel, linear, x, weights, x @ weights.T) < most
+    y = x @ weights.T
+
+    assert calibrate.error(kernel, linear, x, weights, y, calibrate.differences(y)) < most
 
 
 @pytest.mark.parametrize("family", ["llama2", "qwen2", "phi3", "gemma2", "qwen3"])
@@ -192,7 +194,7 @@ def test_factors_change_nothing_but_the_rounding(tmp_path: Path, family: str) ->
     write_checkpoint(tmp_path / "hub", config)
     rng = np.random.default_rng(0)
 
-    def any_factors(a: architecture.Architecture, plan: Plan, linear: Linear, x: Any) -> None:
+    def any_factors(a: architecture.Architecture, plan: Plan, linear: Linear, *given: Any) -> None:
         factors = np.exp2(rng.integers(-3, 4, linear.k)).astype(np.float32)
         if linear.name.endswith("o_proj"):
             shared = factors.reshape(a.kv_heads, -1, a.head_dim)

@@ -176,7 +176,7 @@ def test_logits_do_not_depend_on_company(
     if family == "mixed":
         family, kernels = "llama2", itertools.cycle([quant, "wide", "int8", "fine"])
         monkeypatch.setattr(
-            calibrate, "arithmetic", lambda a, plan, linear, x: mix(plan, linear, next(kernels))
+            calibrate, "arithmetic", lambda a, plan, linear, *given: mix(plan, linear, next(kernels))
         )
     if family in ("gptq", "awq"):
         shape = {"hidden_size": 128, "intermediate_size": 384, "head_dim": 32, "num_attention_heads": 4}
