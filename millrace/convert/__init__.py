@@ -42,9 +42,8 @@ class Poor(ValueError):
 
     def __init__(self, found: Quality, faults: list[str]):
         self.quality = found
-        super().__init__(
-            f"the result is not good: {'; '.join(faults)}; `millrace model convert --accept` keeps it all the same"
-        )
+        why = "; ".join(faults)
+        super().__init__(f"the result is not good: {why}; `millrace model convert --accept` keeps it")
 
 
 BESIDE = (
