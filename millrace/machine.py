@@ -27,13 +27,16 @@ class Machine:
     def memory(self) -> Memory:
         total, available = self._meminfo()
         for level in self._memory:
-            # What a file's cache takes is given back when somebody asks for it.
+            # What files' cache takes is given back when somebody asks for it, that of weights too: if it
+            # counted as used, a small machine would be full for ever.
             limit = _number(level / "memory.max", level / "memory.limit_in_bytes")
             if limit is None or limit >= total:
                 continue
             used = _number(level / "memory.current", level / "memory.usage_in_bytes") or 0
             stat = _pairs(level / "memory.stat")
-            cached = stat.get("total_inactive_file", stat.get("inactive_file", 0))
+            cached = sum(
+                stat.get(f"total_{kind}", stat.get(kind, 0)) for kind in ("active_file", "inactive_file")
+            )
             total, available = limit, min(available, max(0, limit - used + cached))
         return Memory(total, available)
 

@@ -144,14 +144,14 @@ def machine(folder: Path, *, limit: int, used: int = 0, version: int = 2, cached
         outer = root / "sys/fs/cgroup/outer"
         files = {"memory.max": limit, "memory.current": used, "cpu.max": "150000 100000"}
         files |= {
-            "memory.stat": f"inactive_file {cached}\nanon 5",
+            "memory.stat": f"active_file {cached // 2}\ninactive_file {cached // 2}\nanon 5",
             "cpu.stat": "nr_periods 8\nnr_throttled 3",
         }
     else:
         (root / "proc/self/cgroup").write_text("4:memory:/outer/inner\n2:cpu,cpuacct:/outer/inner\n0::/\n")
         outer = root / "sys/fs/cgroup/memory/outer"
         files = {"memory.limit_in_bytes": limit, "memory.usage_in_bytes": used}
-        files |= {"memory.stat": f"inactive_file 0\ntotal_inactive_file {cached}"}
+        files |= {"memory.stat": f"total_active_file {cached // 4}\ntotal_inactive_file {3 * cached // 4}"}
         cpu = root / "sys/fs/cgroup/cpu/outer/inner"
         cpu.mkdir(parents=True)
         (cpu / "cpu.cfs_quota_us").write_text("150000")
