@@ -17,6 +17,12 @@ class Memory:
     peak: int
 
 
+def share(pid: int) -> int:
+    """Bytes of memory, what several processes share being divided among them."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return _kib(next(line.partition(":")[2] for line in lines if line.startswith("Pss:")))
+
+
 def memory(pid: int) -> Memory:
     fields = {}
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import machine
+from bench.twins import SHAPES
 from millrace import models
 from millrace.convert import convert
 from millrace.convert.card import Quant
@@ -27,9 +28,8 @@ from services.engine.sample import choose
 from services.engine.scheduler import Chunk, Step
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
-from tests.kit.checkpoint import QWEN3_06B, SMOLLM2_135M, write_checkpoint
+from tests.kit.checkpoint import write_checkpoint
 
-SHAPES = {"135m": SMOLLM2_135M, "0.6b": QWEN3_06B}
 BATCHES = (1, 2, 4, 8, 16)
 PROMPTS = (128, 512)
 CHUNK = 128

@@ -59,7 +59,7 @@ async def _cold() -> float:
             "PYTHONPATH": str(ROOT)
         }
         began = time.monotonic()
-        up = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, cwd=name)  # noqa: ASYNC220
+        up = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, cwd=name)
         try:
             while time.monotonic() - began < 30:
                 try:

@@ -40,7 +40,7 @@ class Site:
         command = [sys.executable, "-m", "millrace.cli", "up", "--plain", "--model", "sim", "--port", "0"]
         command += ["--state-dir", str(self._state), "--engines", str(0 if witnesses else 1)]
         with (self._folder / "out").open("wb") as out:
-            self._up = subprocess.Popen(command, env=env, stdout=out, stderr=out, cwd=self._folder)  # noqa: ASYNC220
+            self._up = subprocess.Popen(command, env=env, stdout=out, stderr=out, cwd=self._folder)
         await self._until(lambda rows: bool(rows) and all(r.state == "ready" for r in rows))
         for n in range(witnesses):
             id = f"witness_{n}"
@@ -51,7 +51,7 @@ class Site:
             }
             command = [sys.executable, "-m", "bench.witness", str(self._folder / id)]
             with (self._folder / f"{id}.log").open("wb") as out:
-                self._engines[id] = subprocess.Popen(  # noqa: ASYNC220
+                self._engines[id] = subprocess.Popen(
                     command, env=own, stdout=out, stderr=out, cwd=self._folder
                 )
         await self._until(
