@@ -168,7 +168,12 @@ class Bus:
                 pending_size=0,
             )
         )
-        await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            connecting.cancel()
+            await client.close()
+            raise
         if refused.done() and not client.is_connected:
             connecting.cancel()
             raise PermissionError(f"NATS refused the credentials of {role} at {', '.join(servers)}")

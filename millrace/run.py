@@ -78,11 +78,16 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
     await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if not connecting.done():
         connecting.cancel()
+        await asyncio.wait({connecting})
         return 0
     bus = await connecting
 
     state = State.STARTING
-    actor = await build(bus, given, id)
+    try:
+        actor = await build(bus, given, id)
+    except ValueError as error:
+        # A model or a setting that it cannot work with: it would be the same at the next start.
+        raise settings.SettingError(str(error)) from error
 
     def measured() -> Here:
         here = actor.here(state, os.getpid())
