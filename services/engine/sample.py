@@ -258,9 +258,39 @@ class _Rows:
         if self._changed is not None:
             best = self._merged(best, self._changed)
         masked = [row for row, s in enumerate(self._sequences) if s.allowed is not None]
-        for row in masked:
-            best = _replaced(best, row, _ordered(self.whole(np.array([row]))[0], k))
-        return best
+        return self._masked(best, np.array(masked)) if masked else best
+
+    def _masked(self, best: _Best, rows: Ints) -> _Best:
+        """Without the tokens that these rows may not have. Where no more are allowed than there are places,
+        the order is complete: all that is looked at is those."""
+        masks = np.stack([self._sequences[row].allowed for row in rows.tolist()]).view(np.uint32)
+        ids, logits = best.ids[rows], best.logits[rows]
+        allowed = masks[np.arange(len(rows))[:, None], ids >> 5] >> (ids & 31).astype(np.uint32) & 1
+        logits = np.where(allowed, logits, -np.inf)
+        order = np.argsort(-logits, axis=1, kind="stable")
+        ids, logits = np.take_along_axis(ids, order, axis=1), np.take_along_axis(logits, order, axis=1)
+        counts = np.bitwise_count(masks).sum(axis=1).astype(np.int64)
+        others = counts - (logits > -np.inf).sum(axis=1)
+        for i in np.flatnonzero((others > 0) & (counts <= ids.shape[1])).tolist():
+            few = np.flatnonzero(np.unpackbits(masks[i].view(np.uint8), count=self.vocab, bitorder="little"))
+            values = self._at(int(rows[i]), few)
+            first = np.argsort(-values, kind="stable")
+            ids[i], logits[i], others[i] = 0, -np.inf, 0
+            ids[i, : few.size], logits[i, : few.size] = few[first], values[first]
+        made = _Best(best.ids.copy(), best.logits.copy(), best.limits.copy(), best.others.copy())
+        made.ids[rows], made.logits[rows], made.others[rows] = ids, logits, others
+        made.limits[rows[others <= 0]] = -np.inf
+        return made
+
+    def _at(self, row: int, ids: Ints) -> Doubles:
+        """A row's logits of some tokens, which are in ascending order."""
+        values: Doubles = self._candidates.full()[row, ids].astype(np.float64)
+        if self._changed is not None:
+            mine = self._changed.rows == row
+            places = np.searchsorted(ids, self._changed.ids[mine])
+            hit = (places < ids.size) & (ids[np.minimum(places, ids.size - 1)] == self._changed.ids[mine])
+            values[places[hit]] = self._changed.values[mine][hit]
+        return values
 
     def _merged(self, best: _Best, changed: Changed) -> _Best:
         """The order with the changed tokens at their new places, as far as it is known: to where the last
@@ -284,29 +314,3 @@ class _Rows:
         made.ids[rows, column] = ids
         made.logits[rows, column] = logits
         return made
-
-
-def _ordered(logits: Doubles, width: int) -> _Best:
-    """The best tokens of one row, about that many; all possible ones, if there are no more."""
-    vocab = len(logits)
-    limit = -np.inf if width >= vocab else float(np.partition(logits, vocab - width)[vocab - width])
-    # All equals of the last one too, but nothing that is impossible.
-    ids = np.flatnonzero(logits >= limit if limit > -np.inf else logits > limit)
-    found = logits[ids]
-    order = np.argsort(-found, kind="stable")
-    ids, found = ids[order][None], found[order][None]
-    if not ids.size:
-        ids, found = np.zeros((1, 1), np.int64), np.full((1, 1), -np.inf)
-    return _Best(ids, found, np.array([limit]), np.array([vocab - ids.size]))
-
-
-def _replaced(best: _Best, row: int, by: _Best) -> _Best:
-    width = max(best.ids.shape[1], by.ids.shape[1])
-    grown = width - best.ids.shape[1]
-    ids = np.pad(best.ids, ((0, 0), (0, grown)))
-    logits = np.pad(best.logits, ((0, 0), (0, grown)), constant_values=-np.inf)
-    limits, others = best.limits.copy(), best.others.copy()
-    ids[row], logits[row] = 0, -np.inf
-    ids[row, : by.ids.shape[1]], logits[row, : by.ids.shape[1]] = by.ids[0], by.logits[0]
-    limits[row], others[row] = by.limits[0], by.others[0]
-    return _Best(ids, logits, limits, others)
