@@ -111,7 +111,9 @@ class Event:
         return str(choices[0]["text"]) if choices else ""
 
 
-def completion(tokens: int, *, seed: int = 0, prompt: list[int] | None = None, model: str = "sim") -> bytes:
+def completion(
+    tokens: int, *, seed: int = 0, prompt: list[int] | None = None, model: str = "sim", key: str = ""
+) -> bytes:
     """A streamed completion of exactly so many tokens.
 
     A prompt of one token needs no prefill: the streams begin when they come.
@@ -127,6 +129,8 @@ def completion(tokens: int, *, seed: int = 0, prompt: list[int] | None = None, m
     }
     raw = msgspec.json.encode(body)
     head = b"POST /v1/completions HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n"
+    if key:
+        head += b"authorization: Bearer " + key.encode() + b"\r\n"
     return head + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw
 
 

@@ -483,6 +483,43 @@ async def test_nesting_has_a_limit(start: Start, name: str, nested: str) -> None
     assert [] == site.desk.asks
 
 
+@pytest.mark.parametrize("scheme", ["http", "https", "file", "gopher", "data"])
+@pytest.mark.parametrize("kind", ["image_url", "audio_url", "video_url"])
+async def test_no_address_is_ever_visited(start: Start, kind: str, scheme: str) -> None:
+    """Media are refused by name, and nobody connects to where they are said to be."""
+    visited = asyncio.Event()
+    canary = await asyncio.start_server(lambda reader, writer: visited.set(), "127.0.0.1", 0)
+    port = canary.sockets[0].getsockname()[1]
+    part = {"type": kind, kind: {"url": f"{scheme}://127.0.0.1:{port}/x"}}
+    site = await start()
+    response = await site.chat(messages=[{"role": "user", "content": [part]}])
+    canary.close()
+
+    assert (400, "messages[0].content[0]") == (response.status_code, error_of(response)["param"])
+    assert [] == site.desk.asks and not visited.is_set()
+
+
+EVIL = "\r\nX-Evil: 1\r\n\r\ndata: [DONE]\n\n\x1b[31m\u2028"
+
+
+async def test_injected_text_stays_text(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """Line ends and control characters in a model's name, a token or a header stay inside of JSON."""
+    site = await start([Piece(1, EVIL, "")], said("b"))
+    unknown = await site.chat(model=EVIL)
+    answer = await site.chat(user=EVIL)
+    stream = await site.sdk.chat.completions.create(model="sim", messages=HELLO, stream=True, user=EVIL)
+    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    raw = await site.raw(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nConnection: close\r\n"
+        b"x-request-id: a\x1b[31m\r\ntraceparent: \x1b[31m\r\n\r\n"
+    )
+
+    assert (404, True) == (unknown.status_code, EVIL in error_of(unknown)["message"])
+    assert EVIL + "b" == answer.json()["choices"][0]["message"]["content"] == text
+    assert not any("x-evil" in response.headers for response in (unknown, answer))
+    assert b"\x1b" not in raw and "\x1b" not in caplog.text
+
+
 async def test_garbage_after_a_request(start: Start) -> None:
     """What follows a streaming request cannot write into its answer: the connection is cut."""
     site = await start([Piece(1, "a", "")], 60.0)

@@ -181,20 +181,38 @@ async def test_a_queued_request_has_a_position(service: Service, clients: dict[s
     assert PLACES == outcomes[200] + outcomes[499]
 
 
-async def test_streams_of_tenants_survive_an_engine(
+CALM: dict[tuple[str, int], str] = {}
+
+
+@pytest.mark.parametrize("role", ["engine", "nats"])
+async def test_streams_of_tenants_survive(
+    service: Service, clients: dict[str, AsyncOpenAI], role: str
+) -> None:
+    """kill -9, with jobs of all tenants running and waiting: not a byte differs, and who waited runs."""
+    wanted = [(name, seed) for name in NAMES for seed in range(4)]
+    for name, seed in wanted:
+        CALM[name, seed] = CALM.get((name, seed)) or await text(clients[name], seed, 50)
+    asking = [asyncio.create_task(text(clients[name], seed, 50)) for name, seed in wanted]
+    await asyncio.sleep(0.2)
+    os.kill((await service.rows(role))[0].pid, signal.SIGKILL)
+
+    assert [CALM[each] for each in wanted] == await asyncio.gather(*asking)
+
+
+async def test_jobs_of_a_gateway_that_died_give_their_places_back(
     service: Service, clients: dict[str, AsyncOpenAI]
 ) -> None:
-    """kill -9 of an engine, with jobs of all tenants running and waiting: not a byte differs."""
-    wanted = [(name, seed) for name in NAMES for seed in range(4)]
-    calm = [await text(clients[name], seed, 80) for name, seed in wanted]
-    asking = [asyncio.create_task(text(clients[name], seed, 80)) for name, seed in wanted]
-    await asyncio.sleep(0.3)
-    for row in await service.rows("engine"):
+    """kill -9 of both gateways, with jobs waiting: those who come after them find the queue empty soon."""
+    asking = [asyncio.create_task(text(clients["acme"], seed, 3000)) for seed in range(PLACES)]
+    await asyncio.sleep(0.5)
+    for row in await service.rows("gateway"):
         os.kill(row.pid, signal.SIGKILL)
-        break
-    disturbed = await asyncio.gather(*asking)
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    patient = clients["acme"].with_options(max_retries=20)
+    after = await asyncio.gather(*(text(patient, seed, 20) for seed in range(PLACES)))
 
-    assert calm == disturbed
+    assert all(isinstance(outcome, (openai.APIError, httpx.HTTPError)) for outcome in outcomes)
+    assert all(after)
 
 
 async def test_a_tenant_that_comes_later(service: Service) -> None:
@@ -214,3 +232,15 @@ async def test_a_tenant_that_comes_later(service: Service) -> None:
 
 def add(file: Path, line: str) -> None:
     file.write_text(file.read_text().replace("[keys]", f"[keys]\n{line}"))
+
+
+async def test_no_key_is_written_down(service: Service) -> None:
+    """No key is in anything that the service has written, logs and traces included."""
+    written = b"".join(file.read_bytes() for file in every_file(service.folder))
+
+    assert b"gateway" in written
+    assert not [name for name, (key, _) in KEYS.items() if key.encode() in written]
+
+
+def every_file(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
