@@ -5,13 +5,14 @@ import sys
 
 import uvloop
 
-from bench import bus, crowd, fair, idle, machine, overload
+from bench import bus, crowd, fair, idle, machine, overload, sight
 
 PARTS = {
     "bus": (bus.measure, 12.0, "what a token costs through the pipeline"),
     "crowd": (crowd.measure, 20.0, "1000 streams on one gateway"),
     "overload": (overload.measure, 60.0, "three times the work there is room for"),
     "fair": (fair.measure, 20.0, "one tenant floods, nine do not"),
+    "sight": (sight.measure, 24.0, "what traces and metrics cost at 64 streams"),
     "idle": (idle.measure, 10.0, "what it costs to do nothing, and how soon it starts"),
 }
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import msgspec
@@ -37,12 +38,13 @@ class NotedLoop(StepLoop):
         model: Model,
         deliver: Callable[[list[Output]], object],
         failed: Callable[[BaseException], object],
+        **more: Any,
     ):
-        def noted(outputs: list[Output]) -> None:
+        def told(outputs: list[Output]) -> None:
             _notes.append((time.monotonic_ns(), outputs))
             deliver(outputs)
 
-        super().__init__(scheduler, model, noted, failed)
+        super().__init__(scheduler, model, told, failed, **more)
 
 
 def read(path: Path) -> list[Note]:

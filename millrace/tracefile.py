@@ -19,8 +19,6 @@ LIMIT = 8 << 20
 FOLDER = "traces"
 PATTERN = "*.jsonl*"
 
-_encode = msgspec.json.encode
-
 
 class TraceFile:
     def __init__(self, path: Path, resource: Resource, limit: int = LIMIT):
@@ -38,7 +36,7 @@ class TraceFile:
 
     def write(self, traces: Sequence[Sequence[Span]]) -> None:
         for trace in traces:
-            line = _encode(otlp(trace, self._resource)) + b"\n"
+            line = otlp(trace, self._resource) + b"\n"
             if self._size and self._size + len(line) > self._limit:
                 os.close(self._fd)
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
