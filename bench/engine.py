@@ -17,18 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import machine
-from bench.twins import SHAPES
+from bench import machine, twins
 from millrace import models
-from millrace.convert import convert
-from millrace.convert.card import Quant
 from millrace.messages import Sampling
 from services.engine import prepare
 from services.engine.sample import choose
 from services.engine.scheduler import Chunk, Step
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
-from tests.kit.checkpoint import write_checkpoint
 
 BATCHES = (1, 2, 4, 8, 16)
 PROMPTS = (128, 512)
@@ -38,7 +34,7 @@ CHUNK = 128
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__)
     parser.add_argument("folder", nargs="?", help="a model; without one, random weights of --shape")
-    parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--shape", choices=twins.SHAPES, default="135m")
     parser.add_argument("--quant", choices=("int8", "int4", "fp32"), default="int8")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=10)
@@ -48,7 +44,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
-        folder = Path(args.folder) if args.folder else made(work, args.shape, args.quant)
+        folder = Path(args.folder) if args.folder else twins.ours(work, args.shape, args.quant)
         folder = prepare.converted(models.find(str(folder)), work)
         graphs = prepare.prepared(folder, work)
         began = time.perf_counter()
@@ -66,14 +62,6 @@ def main() -> int:
         print(f"{folder.name}: loaded in {time.perf_counter() - began:.2f} s, context {args.context}")
         measure(model, args.context, args.rounds)
     return 0
-
-
-def made(work: Path, shape: str, quant: Quant) -> Path:
-    hub, out = work / shape, work / f"{shape}-{quant}"
-    if not out.exists():
-        write_checkpoint(hub, SHAPES[shape], dtype="BF16")
-        convert(hub, out, quant, accept=True)  # random weights are nothing to be faithful to
-    return out
 
 
 def measure(model: OrtModel, context: int, rounds: int) -> None:

@@ -310,7 +310,8 @@ async def measure(args: argparse.Namespace, work: Path) -> None:
             print(f"round {done} of {args.rounds}", file=sys.stderr, flush=True)
         print(f"\n### {args.shape} {args.quant}, {args.rounds} rounds\n")
         print(machine.describe())
-        print(f"memory reads {plan.bandwidth(4 * plan.PROBE_BYTES) / 1e9:.1f} GB/s; load {os.getloadavg()[0]:.1f}\n")
+        memory = plan.bandwidth(4 * plan.PROBE_BYTES) / 1e9
+        print(f"memory reads {memory:.1f} GB/s; load {os.getloadavg()[0]:.1f}\n")
         print(f"| | {' | '.join(names)} | share of the better | target |\n|---|{'---|' * (len(names) + 2)}")
         for case in cases.values():
             print(case.row(names))

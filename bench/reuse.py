@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import machine
-from bench.engine import SHAPES, made
+from bench import machine, twins
 from millrace import models
 from millrace.messages import Sampling
 from services.engine import prepare
@@ -36,13 +35,13 @@ TEXTS = ("repeats itself", "quotes its prompt half of the time", "never repeats 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.reuse", description=__doc__)
     parser.add_argument("folder", nargs="?", help="a model; without one, random weights of --shape")
-    parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--shape", choices=twins.SHAPES, default="135m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, help="where to keep what is made (default: nowhere)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
-        folder = Path(args.folder) if args.folder else made(work, args.shape, "int8")
+        folder = Path(args.folder) if args.folder else twins.ours(work, args.shape, "int8")
         folder = prepare.converted(models.find(str(folder)), work)
         graphs = prepare.prepared(folder, work)
         longest = PROMPT + ANSWER
