@@ -22,6 +22,7 @@ SHIFTS = np.arange(0, 32, 4, dtype=np.uint32)
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
 """Where each of eight neighbours lies in an AWQ word."""
 
+OLDER = "quantize_config.json"  # where GPTQ folders once said what config.json says now
 FEWEST = 16  # channels of a block, in ONNX Runtime's 4-bit layers
 MOST = 32
 """With blocks of 64 or 128, ONNX Runtime 1.31 sums a lone row in another order than several: not exact."""
@@ -153,7 +154,7 @@ def form_of(folder: Path) -> dict[str, Any]:
     given = read_json(folder, "config.json").get("quantization_config") or {}
     if not isinstance(given, dict):
         raise ValueError(f"{folder}/config.json: quantization_config is not an object")
-    older = {} if given else read_json(folder, "quantize_config.json", optional=True)
+    older = {} if given else read_json(folder, OLDER, optional=True)
     return {"quant_method": "gptq", **older} if older else given
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace import __version__, cache, whole
-from millrace.convert import card, convert
+from millrace.convert import card, convert, packed, text
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
 from millrace.messages import Sampling
@@ -38,7 +38,8 @@ def converted(model: Model, root: Path) -> Path:
     if model.converted:
         return model.folder
     known = hashlib.sha256((model.folder / "config.json").read_bytes() + __version__.encode())
-    for path in sorted(model.folder.glob("*.safetensors*")):
+    parts = ("*.safetensors*", text.CALIBRATION, packed.OLDER)
+    for path in sorted(path for part in parts for path in model.folder.glob(part)):
         status = inside(model.folder, path.name).stat()
         known.update(f"{path.name} {status.st_size} {status.st_mtime_ns} {card.VERSION}".encode())
     out = root / "converted" / f"{model.folder.name}-{known.hexdigest()[:16]}"
@@ -54,6 +55,8 @@ def converted(model: Model, root: Path) -> Path:
 
         with contextlib.suppress(FileExistsError), whole.making(out, _another) as made:
             convert(model.folder, made, progress=progress)
+            if found := card.load(made).quality:
+                log.info("converted:\n%s", found.table())
             cache.note(made, cache.Of(str(model.folder), known.hexdigest()))
     return cache.used(out)
 

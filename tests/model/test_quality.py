@@ -9,6 +9,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 from millrace import cli
 from millrace.convert import Poor, architecture, calibrate, card, convert, text
@@ -137,6 +141,39 @@ def test_what_is_accepted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = card.load(convert(folder, tmp_path / "m", words=planted.TEXT, accept=True)).quality
 
     assert found and found.faults("int8")
+
+
+def test_the_command_refuses_what_is_not_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how bad it is, and keeps it only if it is told to. Which text it was measured on is chosen."""
+    naive(monkeypatch)
+    hub = planted.plant(tmp_path / "hub", planted.loud_keys)
+    (tmp_path / "text").write_text(planted.TEXT)
+    out = tmp_path / "m"
+    command = ["model", "convert", str(hub), "--calibrate", str(tmp_path / "text"), "--out", str(out)]
+
+    assert 1 == cli.main(command)
+    said = capsys.readouterr()
+    assert "top-1 agreement" in said.out
+    assert "the result is not good: KL is " in said.err
+    assert not out.exists()
+    assert 0 == cli.main([*command, "--accept"])
+    assert "accepted, though KL is " in capsys.readouterr().out
+    found = card.load(out).quality
+    assert found and 511 == found.tokens
+
+
+def test_a_text_begins_as_the_model_wants(tmp_path: Path) -> None:
+    """Both halves of it, if its tokenizer puts something first."""
+    made = Tokenizer(WordLevel({"<s>": 0, "a": 1, "b": 2, "?": 3}, "?"))
+    made.pre_tokenizer = WhitespaceSplit()
+    made.post_processor = TemplateProcessing("<s> $A", None, [("<s>", 0)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    a = architecture.read(FAMILIES["llama2"])
+
+    assert ([0] + [1] * 40, [0] + [2] * 40) == text.halves(tmp_path, "a " * 40 + "b " * 40, a)
+    assert ([0] + [1] * 511, [0] + [2] * 511) == text.halves(tmp_path, "a " * 999 + "b " * 999, a)
 
 
 def test_a_text_may_be_too_short(tmp_path: Path) -> None:
