@@ -140,9 +140,8 @@ async def test_one_command_runs_a_service_and_one_signal_ends_all_of_it(start: S
 
     assert [row["role"] for row in rows] == list(ROLES)
     assert all(row["state"] == "ready" and row["restarts"] == 0 for row in rows)
-    assert all(
-        set(row) == {"role", "pid", "id", "state", "load", "room", "restarts", "model"} for row in rows
-    )
+    keys = {"role", "pid", "id", "state", "load", "room", "restarts", "model", "pressure"}
+    assert all(set(row) == keys for row in rows)
     assert [row["model"] for row in rows if row["role"] == "engine"] == ["sim"]
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"{up.url}/v1/models")).status_code == 200
