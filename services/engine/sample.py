@@ -15,6 +15,7 @@ in order.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from services.engine.edits import Changed, Edits, changed
 from services.engine.order import Order
 from services.engine.sequence import Sequence
 
+Real = TypeVar("Real", np.float32, np.float64)
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -30,8 +33,11 @@ Ints = npt.NDArray[np.int64]
 GREEDY = 1e-5
 """A temperature below this is zero, as in vLLM: nothing but the best token has any weight then."""
 
+ROUGH = 1e-4
+"""More than the rounding of a sum over any vocabulary in single precision, in both directions."""
+
 SLACK = 1e-9
-"""More than the rounding of a sum over any vocabulary, in both directions, and still next to nothing."""
+"""The same of double precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +97,22 @@ def choose(candidates: Candidates, sequences: list[Sequence]) -> list[int]:
 
 def _choose_exactly(rows: "_Rows", best: "_Best", wishes: "_Wishes", undecided: Ints) -> list[int]:
     """With the whole weight of each row; and where that is not enough, with its order."""
-    logits = rows.whole(undecided)
     best, wishes = best.only(undecided), wishes.only(undecided)
-    weights = _weights(logits, logits.max(axis=1), wishes.temperature).sum(axis=1)
-    places = _settle(best, wishes, weights)
+    places = _settle(best, wishes, _weigh(rows.whole(undecided, np.float32), wishes.temperature))
     chosen: list[int] = best.ids[np.arange(len(undecided)), np.maximum(places, 0)].tolist()
-    for i in np.flatnonzero(places < 0).tolist():
-        chosen[i] = _choose_in_order(logits[i], wishes, i)
+    left = np.flatnonzero(places < 0)
+    for i, logits in zip(left.tolist(), rows.whole(undecided[left], np.float64), strict=True):
+        chosen[i] = _choose_in_order(logits, wishes, i)
     return chosen
+
+
+def _weigh(logits: Floats, temperature: Doubles) -> Doubles:
+    """What each row weighs, as a share of its best token; right to within ROUGH."""
+    peaks = logits.max(axis=1, keepdims=True)
+    logits -= np.where(np.isfinite(peaks), peaks, np.float32(0))
+    logits /= np.where(temperature < GREEDY, 1.0, temperature).astype(np.float32)[:, None]
+    weights: Doubles = np.exp(logits, out=logits).sum(axis=1).astype(np.float64)
+    return weights
 
 
 def _choose_in_order(logits: Doubles, wishes: "_Wishes", row: int) -> int:
@@ -174,7 +188,7 @@ def _weights(logits: Doubles, peaks: Doubles, temperature: Doubles) -> Doubles:
 def _settle(best: _Best, wishes: _Wishes, weights: Doubles | None = None) -> Ints:
     """The place of each row's token, or -1 where the beginning of its order does not tell.
 
-    `weights`: of all tokens of each row, where it is known.
+    `weights`: of all tokens of each row, where it is known, as `_weigh` knows it.
     """
     rows, width = best.ids.shape
     peaks = best.logits[:, 0]
@@ -189,7 +203,7 @@ def _settle(best: _Best, wishes: _Wishes, weights: Doubles | None = None) -> Int
         least, most = np.zeros(rows), best.others * edge
     else:
         rest = weights - weight.sum(axis=1)
-        least, most = np.maximum(rest - SLACK * weights, 0.0), np.maximum(rest + SLACK * weights, 0.0)
+        least, most = np.maximum(rest - ROUGH * weights, 0.0), np.maximum(rest + ROUGH * weights, 0.0)
     cut = (wishes.min_p > 0) | (wishes.top_k < NO_LIMIT)
     least[closed | cut] = 0.0
     most[closed] = 0.0
@@ -233,9 +247,9 @@ class _Rows:
         if any(edits):
             self._changed = changed(sequences, candidates.full(), edits)
 
-    def whole(self, rows: Ints) -> Doubles:
-        """All logits of these rows."""
-        logits = self._candidates.full()[rows].astype(np.float64)
+    def whole(self, rows: Ints, kind: type[Real]) -> npt.NDArray[Real]:
+        """All logits of these rows, to be written into."""
+        logits = self._candidates.full()[rows].astype(kind, copy=False)
         if self._changed is not None:
             place = np.full(len(self._sequences), -1)
             place[rows] = np.arange(len(rows))
@@ -301,7 +315,9 @@ class _Rows:
         known = (changed.values > end) | ((changed.values == end) & (changed.ids <= end_id))
         known &= changed.values > -np.inf
         rows = np.repeat(np.arange(count), k)
-        same = np.isin(rows * self.vocab + best.ids.ravel(), to * self.vocab + changed.ids)
+        touched = np.zeros((count, self.vocab), np.bool_)  # its pages are not there until they are written
+        touched[to, changed.ids] = True
+        same = touched[rows, best.ids.ravel()]
         rows = np.concatenate([rows[~same], to[known]])
         ids = np.concatenate([best.ids.ravel()[~same], changed.ids[known]])
         logits = np.concatenate([best.logits.ravel()[~same], changed.values[known]])

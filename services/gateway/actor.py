@@ -403,6 +403,8 @@ class GatewayActor(Actor):
                 pass
             else:
                 if isinstance(answer, m.Admitted):
+                    # Said here, since the answer may have come to its end before this word of its beginning.
+                    entry.prompt_tokens = answer.prompt_tokens
                     entry.echo = answer.text
                     entry.thinking = answer.thinking
                     now = time.monotonic()
@@ -417,8 +419,8 @@ class GatewayActor(Actor):
                     self._ring([entry])  # its places may be held by jobs of a gateway that is gone
                 if failure.code is not Code.UNAVAILABLE:
                     raise failure
-            if entry.ended:
-                raise entry.failure or Failure(Code.CANCELLED, "the request was cancelled")
+            if entry.failure is not None:
+                raise entry.failure
             if time.monotonic() + 0.05 >= give_up:
                 raise failure
             await asyncio.sleep(0.05)
