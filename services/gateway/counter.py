@@ -42,6 +42,8 @@ class Order:
     streamed: bool
     events: Callable[[Answer, Speech], Telling]
     whole: Callable[[Answer, Speech], Awaitable[bytes]]
+    left: Callable[[Failure | None], None] = lambda failure: None
+    """Called when nobody tells it any more: it was told, its client has gone, or it failed."""
 
 
 class Counter:
@@ -71,12 +73,14 @@ class Counter:
         async def generate(scope: Scope, receive: Receive, send: Send) -> None:
             connection = connection_of(scope)
             stream = EventStream(send, connection)
+            taken: list[Order] = []
 
             async def answer() -> None:
                 order = take(await self._body(scope, receive), scope)
                 if isinstance(order, bytes):
                     await reply(send, 200, order)
                 else:
+                    taken.append(order)
                     await attended(receive, serve(order))
 
             async def serve(order: Order) -> None:
@@ -91,6 +95,8 @@ class Counter:
                     job.cancel()  # whatever ended this, the client's leaving above all
 
             failure = await _outcome(answer())
+            for order in taken:
+                order.left(failure)
             if failure is None:
                 return
             if not stream.started:

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +24,7 @@ ROME: Any = [{"role": "user", "content": "What is the weather in Rome?"}]
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    made = asyncio.run(Service.start(env={"MILLRACE_MODEL": "demo"}, engines=2))
+    made = asyncio.run(Service.start(env={"MILLRACE_MODEL": "demo"}))
     yield made
     asyncio.run(made.stop())
 
@@ -224,33 +222,3 @@ def test_errors_have_this_form_everywhere(service: Service, client: Anthropic) -
     assert [400, 405, 400] == [answer.status_code for answer in answers]
     assert {"error"} == {answer.json()["type"] for answer in answers}
     assert all(answer.headers["request-id"] for answer in answers)
-
-
-async def test_a_killed_engine_changes_nothing(service: Service) -> None:
-    """The events of a long answer are the same ones, with an engine killed in its midst."""
-    body = wanted(
-        messages=[{"role": "user", "content": "Tell me about water mills."}],
-        max_tokens=700,
-        stream=True,
-        stop_sequences=["\x00"],
-    )
-
-    async def listen(client: httpx.AsyncClient, began: asyncio.Event | None = None) -> list[str]:
-        lines = []
-        async with client.stream("POST", f"{service.url}/v1/messages", json=body) as response:
-            async for line in response.aiter_lines():
-                lines.append(line)
-                if began and len(lines) == 30:
-                    began.set()
-        return [line for line in lines if "message_start" not in line and "message_delta" not in line]
-
-    async with httpx.AsyncClient(timeout=60) as client:
-        calm = await listen(client)
-        began = asyncio.Event()
-        disturbed = asyncio.ensure_future(listen(client, began))
-        await asyncio.wait_for(began.wait(), 30)
-        busiest = max(await service.rows("engine"), key=lambda row: row.load)
-        os.kill(busiest.pid, signal.SIGKILL)
-
-        assert calm == await disturbed
-    await service.settled({"engine": 2})

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +22,7 @@ TIMES = {"created_at", "total_duration", "load_duration", "prompt_eval_duration"
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    made = asyncio.run(Service.start(env={"MILLRACE_MODEL": "demo"}, engines=2))
+    made = asyncio.run(Service.start(env={"MILLRACE_MODEL": "demo"}))
     yield made
     asyncio.run(made.stop())
 
@@ -252,34 +250,3 @@ def test_errors_have_this_form_everywhere(service: Service, client: Client) -> N
     assert 404 == missing.value.status_code
     assert [404, 405, 400] == [answer.status_code for answer in answers]
     assert [["error"]] * 3 == [list(answer.json()) for answer in answers]
-
-
-async def test_a_killed_engine_changes_nothing(service: Service) -> None:
-    """The lines of a long answer are the same ones, with an engine killed in its midst."""
-    body = {
-        "model": "demo",
-        "messages": [{"role": "user", "content": "Tell me about water mills."}],
-        "options": {"seed": 3, "temperature": 1.2, "top_k": 0, "num_predict": 900},
-    }
-
-    async def listen(client: httpx.AsyncClient, began: asyncio.Event | None = None) -> list[Any]:
-        said = []
-        async with client.stream("POST", f"{service.url}/api/chat", json=body) as response:
-            async for line in response.aiter_lines():
-                part = json.loads(line)
-                said.append((part["message"]["content"], part["done"], part.get("eval_count")))
-                if began and len(said) == 10:
-                    began.set()
-        return said
-
-    async with httpx.AsyncClient(timeout=60) as client:
-        calm = await listen(client)
-        began = asyncio.Event()
-        disturbed = asyncio.ensure_future(listen(client, began))
-        await asyncio.wait_for(began.wait(), 30)
-        busiest = max(await service.rows("engine"), key=lambda row: row.load)
-        os.kill(busiest.pid, signal.SIGKILL)
-
-        assert calm == await disturbed
-        assert calm[-1][1]
-    await service.settled({"engine": 2})
