@@ -207,7 +207,7 @@ class Scheduler:
         """A lone row becomes a chunk, with what it may say next; what turns out wrong is written over. Beside
         others it stays a row: they would all wait for its guesses, and it alone would gain by them."""
         most = min(GUESSES, row.max_tokens - row.answered - 1, self._chunk - 1)
-        if self._drafter is None or row.allowed is not None or most < 1:
+        if self._drafter is None or most < 1:
             return None
         if row.drafter is None:
             row.drafter = self._drafter()

@@ -1,19 +1,25 @@
 """Guesses: where they come from, when they stop, and that they never change an answer."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from millrace.messages import Odds, Sampling
+from millrace.grammar import Grammars
+from millrace.messages import Form, Odds, Sampling, Voice
 from services.engine.draft import Lookup
+from services.engine.guide import Guide
 from services.engine.loop import StepLoop
 from services.engine.prefix import Prefixes
 from services.engine.scheduler import GUESSES, Drafter, Output, Scheduler
 from services.engine.sequence import Sequence
 from services.engine.sim import Costs, SimModel, Vocabulary
+from services.tokenizer.constrain import grammar
+from services.tokenizer.wish import Wish
 from tests.kit.prophet import Prophet
 
+DEMO = Path(__file__).parents[2] / "models" / "demo"
 VOCABULARY = Vocabulary(words=list(range(8, 250)), eos=2)
 
 
@@ -59,9 +65,11 @@ def test_it_stops_where_it_does_not_pay_and_tries_again() -> None:
     assert all(b - a < 1000 for a, b in itertools.pairwise(guessed))
 
 
-def said(made: Sequence, drafter: Drafter | None, *, chunk: int = 32) -> tuple[list[Output], int]:
-    scheduler = Scheduler(2, chunk, Prefixes(40), (lambda: drafter) if drafter else None)
-    model = SimModel(2, VOCABULARY, costs=Costs(0, 0, 0), places=40)
+def said(
+    made: Sequence, drafter: Drafter | None, *, words: Vocabulary = VOCABULARY
+) -> tuple[list[Output], int]:
+    scheduler = Scheduler(2, 32, Prefixes(40), (lambda: drafter) if drafter else None)
+    model = SimModel(2, words, costs=Costs(0, 0, 0), places=40)
     outputs: list[Output] = []
     loop = StepLoop(scheduler, model, outputs.extend, lambda error: None)
     scheduler.add(made)
@@ -106,3 +114,21 @@ def test_a_text_that_repeats_itself_takes_fewer_steps() -> None:
     assert [30] * 100 == [output.token for output in outputs]
     assert list(range(100)) == [output.index for output in outputs]
     assert steps < 25
+
+
+def test_guesses_keep_to_a_grammar() -> None:
+    """They are held to it word for word, and a form that repeats itself is written in fewer steps."""
+    grammars = Grammars(DEMO)
+    form = Form("regex", "^(one, two, three; ){20}end$", "p")
+    text = grammar(Wish(form, None, Voice(), False), grammars.special)
+    answers, steps = [], []
+    for drafter in (None, Lookup()):
+        made = sequence([20, 21, 22], max_tokens=400)
+        made.guide = Guide()
+        made.guide.begin(grammars.matcher(text), grammars.tokens.vocab_size)
+        outputs, count = said(made, drafter, words=Vocabulary(words=list(range(3, 4096)), eos=2))
+        answers.append(outputs)
+        steps.append(count)
+
+    assert answers[0] == answers[1] and "stop" == answers[0][-1].finish
+    assert steps[1] < steps[0] / 2
