@@ -119,10 +119,15 @@ def _ls(root: Path, as_json: bool) -> int:
 
 
 def _show(root: Path, name: str, as_json: bool) -> int:
+    from millrace.convert import card
+
     found = store.entry(name, root)
     known = store.manifest(Path(found.folder))
+    ours = Path(found.folder, models.CARD).is_file()
+    measured = card.load(Path(found.folder)).quality if ours else None
     if as_json:
-        _print_json({**msgspec.to_builtins(found), "files": known.files if known else {}})
+        files = known.files if known else {}
+        _print_json({**msgspec.to_builtins(found), "quality": measured, "files": files})
         return 0
     facts = {**msgspec.to_builtins(found), "bytes": f"{found.bytes} ({size(found.bytes)})"}
     width = max(map(len, facts))
@@ -131,6 +136,8 @@ def _show(root: Path, name: str, as_json: bool) -> int:
         from millrace.guest import form
 
         print("\n".join(form.load(Path(found.folder)).exactness))
+    if measured:
+        print(f"\nmeasured when it was converted\n{measured.table()}")
     if known:
         rows = [(path, size(file.size), file.sha256) for path, file in known.files.items()]
         print(f"\n{table(('FILE', 'SIZE', 'SHA-256'), rows)}")

@@ -99,6 +99,8 @@ def test_eval_says_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     store = ["--models", str(tmp_path / "store")]
     assert 0 == cli.main(["model", "convert", str(planted.DEMO), "--quant", quant, "--name", "d", *store])
     assert "top-1 agreement" in capsys.readouterr().out
+    assert 0 == cli.main(["model", "show", "d", *store])
+    assert "top-1 agreement" in capsys.readouterr().out
     said = card.load(tmp_path / "store" / "d").quality
     assert 0 == cli.main(["model", "eval", "d", "--json", *store])
     again = json.loads(capsys.readouterr().out)
