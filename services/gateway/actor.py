@@ -340,7 +340,9 @@ class GatewayActor(Actor):
         except BaseException:
             self.cancel(entry.request)
             raise
-        if allowance and not entry.ended:
+        if allowance and entry.ended:
+            allowance.spend(entry.prompt_tokens)  # not known yet when it ended
+        elif allowance:
             charged = entry.prompt_tokens + (ask.max_tokens or 0)
             allowance.spend(charged)
         ask.visit.queue = self._queue(entry)
