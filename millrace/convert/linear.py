@@ -126,10 +126,8 @@ def int4(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
 
 def packed(g: Graph, x: str, name: str, k: int, n: int, codes: Codes) -> str:
     """The codes as they came, in blocks as ONNX Runtime has them."""
-    size, times = (
-        codes.block,
-        codes.group // codes.block if codes.scales.shape[1] > 1 else -(-k // codes.block),
-    )
+    size = codes.block
+    times = -(-k // size) // codes.scales.shape[1]  # blocks of a group
 
     def fours() -> npt.NDArray[np.uint8]:
         padded = np.pad(codes.fours(), ((0, 0), (0, -k % size)))
