@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = vars(_parser().parse_args(argv))
     command = args.pop("command")
     try:
-        return _run(command, args)
+        status = _run(command, args)
+        sys.stdout.flush()
     except SettingError as error:
         print(f"millrace: {error}", file=sys.stderr)
         return 2
@@ -105,6 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever reads has seen enough. Nothing is left to be said at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
 
 
 def _run(command: str, args: dict[str, Any]) -> int:
@@ -177,7 +183,6 @@ def _healthy(file: Path | None, live: bool) -> int:
 
 
 def _trace(args: dict[str, Any]) -> int:
-    import os
     import shutil
 
     from millrace import control, tracefile, waterfall

@@ -111,6 +111,7 @@ class SpanExport:
     def __init__(self, otel: Otel):
         self._otel = otel
         self._exporter: Any = None
+        self._resources: dict[Process, Any] = {}
 
     def __call__(self, traces: list[list[Span]]) -> None:
         from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415
@@ -119,10 +120,21 @@ class SpanExport:
             self._exporter = _exporter("trace", self._otel.traces)
         made = []
         for trace in traces:
-            made += [_sdk(span, self._otel.resource) for span in trace]
+            made += [self.sdk(span) for span in trace]
             time.sleep(0)  # the event loop may have the interpreter between two traces
         if self._exporter.export(made) is not SpanExportResult.SUCCESS:
             raise ConnectionError("the OTLP collector did not take the spans")
+
+    def sdk(self, span: Span) -> Any:
+        """The span as the SDK has it."""
+        from opentelemetry.sdk.resources import Resource as SdkResource  # noqa: PLC0415
+
+        known = self._resources
+        if span.process not in known:
+            if len(known) >= 1000:  # processes come and go
+                known.clear()
+            known[span.process] = SdkResource(self._otel.resource.attributes(span.process))
+        return _sdk(span, known[span.process])
 
 
 class MetricExport:
@@ -199,12 +211,7 @@ def _exporter(signal: str, protocol: str) -> Any:
     return http_metrics.OTLPMetricExporter()
 
 
-_resources: dict[Process, Any] = {}
-
-
-def _sdk(span: Span, resource: Resource) -> Any:
-    """The span as the SDK has it."""
-    from opentelemetry.sdk.resources import Resource as SdkResource  # noqa: PLC0415
+def _sdk(span: Span, resource: Any) -> Any:
     from opentelemetry.sdk.trace import Event, ReadableSpan  # noqa: PLC0415
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415
     from opentelemetry.trace import (  # noqa: PLC0415
@@ -229,16 +236,12 @@ def _sdk(span: Span, resource: Resource) -> Any:
         held = TraceState.from_header([state]) if state else None
         return SpanContext(int(trace, 16), int(id, 16), False, TraceFlags(1), held)
 
-    if span.process not in _resources:
-        if len(_resources) > 1000:  # processes come and go
-            _resources.clear()
-        _resources[span.process] = SdkResource(resource.attributes(span.process))
     error = span.error
     return ReadableSpan(
         name=span.name,
         context=context(span.trace, span.id, span.tracestate),
         parent=context(span.trace, span.parent) if span.parent else None,
-        resource=_resources[span.process],
+        resource=resource,
         attributes=span.attributes,
         events=[Event(e.name, e.attributes, spans.nanoseconds(e.at)) for e in span.events],
         links=[Link(context(link.trace, link.span), link.attributes) for link in span.links],

@@ -117,6 +117,7 @@ class Resource:
     """What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say of the service, and what each process adds."""
 
     given: Mapping[str, str] = field(default_factory=dict)
+    openings: dict[Process, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, env: Mapping[str, str]) -> "Resource":
@@ -158,19 +159,16 @@ def otlp(spans: Iterable[Span], resource: Resource) -> bytes:
     return b'{"resourceSpans":[%b]}' % b",".join(parts)
 
 
-_openings: dict[tuple[Process, int], bytes] = {}
-
-
 def _opening(process: Process, resource: Resource) -> bytes:
     """What is before the spans of a process, always the same."""
-    key = (process, id(resource))
-    if key not in _openings:
-        if len(_openings) >= 1000:  # processes come and go
-            _openings.clear()
+    known = resource.openings
+    if process not in known:
+        if len(known) >= 1000:  # processes come and go
+            known.clear()
         scope = _json({"name": SCOPE, "version": __version__})
         of = _attributes(resource.attributes(process))
-        _openings[key] = b'{"resource":{"attributes":%b},"scopeSpans":[{"scope":%b,"spans":[' % (of, scope)
-    return _openings[key]
+        known[process] = b'{"resource":{"attributes":%b},"scopeSpans":[{"scope":%b,"spans":[' % (of, scope)
+    return known[process]
 
 
 def _span(span: Span) -> bytes:

@@ -509,7 +509,8 @@ def _checked(role: Role, passed: Mapping[str, Any]) -> Any:
 
 def _environment(passed: Mapping[str, Any]) -> dict[str, str]:
     # What is about one process is chosen for each; an old NATS address would be nobody's here.
-    env = {k: v for k, v in os.environ.items() if k not in ("MILLRACE_NATS", "MILLRACE_ID", "MILLRACE_FD")}
+    own = {f"MILLRACE_{name}" for name in ("NATS", "ID", "FD", "METRICS_AT")}
+    env = {k: v for k, v in os.environ.items() if k not in own}
     env |= {f"MILLRACE_{key.upper()}": str(value) for key, value in passed.items()}
     root = Path(__file__).parent.parent
     if root.name not in ("site-packages", "dist-packages"):  # run from a checkout

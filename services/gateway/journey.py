@@ -265,6 +265,9 @@ class Journeys:
             error=None if journey.admitted_at else journey.finish,
         )
         yield admit
+        if tokenize := journey.hop("tokenize"):
+            asked = journey.asked_at + offset
+            yield self._waited("tokenizer wait", trace, admit.id, min(asked, tokenize.began), tokenize.began)
         for process, hop in journey.hops:
             if not hop.epoch:
                 yield _hop(process, hop, trace, admit.id)
@@ -274,7 +277,7 @@ class Journeys:
         for number, attempt in enumerate(journey.attempts, 1):
             claim = journey.hop("claim", attempt.epoch)
             pulled = claim.began if claim else attempt.granted_at + offset
-            yield self._waited(trace, chat, min(since, pulled), pulled)
+            yield self._waited("broker wait", trace, chat, min(since, pulled), pulled)
             since = attempt.ended_at + offset if attempt.ended_at else ended
             span = self._attempted(attempt, number, trace, chat, pulled, since, journey)
             if before is not None:
@@ -285,7 +288,7 @@ class Journeys:
             before = attempt, span
         last = journey.attempts[-1] if journey.attempts else None
         if journey.admitted_at and (last is None or last.ended_at) and ended > since:
-            yield self._waited(trace, chat, since, ended)
+            yield self._waited("broker wait", trace, chat, since, ended)
 
     def _said(self, journey: Journey) -> dict[str, spans.Value]:
         entry, sampling = journey.entry, journey.entry.prompt.sampling
@@ -319,10 +322,12 @@ class Journeys:
             said[spans.OUTPUT_MESSAGES] = "".join(entry.heard or ())[:CONTENT]
         return said
 
-    def _waited(self, trace: str, chat: str, began: float, ended: float) -> Span:
-        attributes: dict[str, spans.Value] = {spans.SYSTEM: "nats", spans.DESTINATION: JOBS.name}
+    def _waited(self, name: str, trace: str, parent: str, began: float, ended: float) -> Span:
+        attributes: dict[str, spans.Value] = {spans.SYSTEM: "nats"}
+        if name == "broker wait":
+            attributes[spans.DESTINATION] = JOBS.name
         return Span(
-            self.process, trace, "broker wait", began, ended, chat, kind=Kind.CONSUMER, attributes=attributes
+            self.process, trace, name, began, ended, parent, kind=Kind.CONSUMER, attributes=attributes
         )
 
     def _attempted(

@@ -97,8 +97,8 @@ async def test_every_hop_is_in_one_trace(service: Service, collector: Collector)
     """A streamed request's hops follow each other, and no twentieth of its time is unaccounted for."""
     answer = await ask(service.url, {**BODY, "max_tokens": 150})
     trace = trace_of(service, answer)
-    order = ["POST /v1/chat/completions", "chat sim", "admit", "tokenize", "publish", "broker wait"]
-    order += ["attempt 1", "claim", "prefill", "decode", "detokenize"]
+    order = ["POST /v1/chat/completions", "chat sim", "admit", "tokenizer wait"]
+    order += ["tokenize", "publish", "broker wait", "attempt 1", "claim", "prefill", "decode", "detokenize"]
     began = [row(trace, name).began for name in order]
     top = trace.top
 

@@ -9,7 +9,8 @@ from google.protobuf import json_format
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
-from millrace import otel, tracefile
+from millrace import tracefile
+from millrace.otel import Otel, SpanExport
 from millrace.spans import Event, Kind, Link, Process, Resource, Span, otlp
 from millrace.tracefile import TraceFile
 
@@ -54,7 +55,7 @@ def as_protobuf(line: bytes) -> TracesData:
 def test_json_and_the_sdk_say_the_same() -> None:
     """A line of the file is, field for field, what the SDK's exporter sends."""
     ours = as_protobuf(otlp([span()], RESOURCE))
-    theirs = encode_spans([otel._sdk(span(), RESOURCE)])
+    theirs = encode_spans([SpanExport(Otel(RESOURCE, 1.0)).sdk(span())])
     (mine,), (other,) = ours.resource_spans, theirs.resource_spans
     made, sent = mine.scope_spans[0].spans[0], other.scope_spans[0].spans[0]
     sent.flags = made.flags  # the SDK tells of sampling and remoteness there
