@@ -7,7 +7,7 @@ middle of it, and letting go of the job are here, once.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ class Order:
     streamed: bool
     events: Callable[[Answer, Speech], Telling]
     whole: Callable[[Answer, Speech], Awaitable[bytes]]
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The surface's names of OpenAI's parameters, for what is found wrong with them later."""
     left: Callable[[Failure | None], None] = lambda failure: None
     """Called when nobody tells it any more: it was told, its client has gone, or it failed."""
 
@@ -96,6 +98,8 @@ class Counter:
 
             failure = await _outcome(answer())
             for order in taken:
+                if failure:
+                    failure = fault.renamed(failure, order.names)
                 order.left(failure)
             if failure is None:
                 return

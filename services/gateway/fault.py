@@ -1,6 +1,7 @@
 """A `Failure` as a client reads it: each surface has its own form."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -65,6 +66,16 @@ def headers(failure: Failure) -> list[tuple[bytes, bytes]]:
         (b"retry-after", b"%d" % max(1, math.ceil(wait))),
         (b"retry-after-ms", b"%d" % max(1, math.ceil(wait * 1000))),
     ]
+
+
+def renamed(failure: Failure, names: Mapping[str, str]) -> Failure:
+    """The same failure, by the client's name for the parameter: `names` has it by OpenAI's."""
+    ours = (failure.param or "").split(".")[0].split("[")[0]
+    theirs = names.get(ours)
+    if failure.param is None or theirs is None:
+        return failure
+    message = failure.message.replace(f"'{ours}", f"'{theirs}")
+    return Failure(failure.code, message, param=theirs, retry_after=failure.retry_after)
 
 
 def of(error: BaseException) -> Failure:

@@ -11,14 +11,14 @@ from services.gateway import fault
 from services.gateway.counter import Counter, at, reply, told
 from services.gateway.desk import Desk
 from services.gateway.live import Window
-from services.gateway.surfaces import anthropic, ollama, openai, requests, responses, tokens
+from services.gateway.surfaces import anthropic, embeddings, ollama, openai, requests, responses, tokens
 
 METRICS = (b"content-type", CONTENT_TYPE)
 
 
 def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
     counter = Counter(desk, settings)
-    surfaces = (openai, anthropic, ollama, requests, responses, tokens)
+    surfaces = (openai, anthropic, embeddings, ollama, requests, responses, tokens)
     return [
         *(route for surface in surfaces for route in surface.routes(counter)),
         *_health(desk),

@@ -174,6 +174,25 @@ def test_a_streamed_tool_use(service: Service) -> None:
     assert "tool_use" == found[-2][1]["delta"]["stop_reason"]
 
 
+def test_a_tool_must_be_used(client: Anthropic) -> None:
+    """Any of them, or this one, whatever was asked."""
+    for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):
+        made = client.messages.create(**asked(tools=[WEATHER], tool_choice=choice))
+
+        assert ("tool_use", "get_weather") == (made.stop_reason, made.content[0].name)
+
+
+def test_a_format(client: Anthropic) -> None:
+    """A schema holds."""
+    schema: Any = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    schema["additionalProperties"] = False
+    made = client.messages.create(
+        **asked(output_config={"format": {"type": "json_schema", "schema": schema}})
+    )
+
+    assert json.loads(made.content[0].text)["city"] in ("Oslo", "Rome")
+
+
 def test_tokens_are_counted(client: Anthropic) -> None:
     """As many as a message with the same prompt says that it read, tools and system too."""
     prompt: Any = {"model": "demo", "messages": ROME, "system": "Be brief.", "tools": [WEATHER]}

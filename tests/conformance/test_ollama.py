@@ -168,6 +168,17 @@ def test_a_tool_is_called_and_its_result_told(client: Client) -> None:
     assert "21" in (told.message.content or "")
 
 
+def test_a_format(client: Client) -> None:
+    """A schema holds; one that cannot be is the client's mistake, by its name."""
+    schema = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    made = client.chat("demo", ASKED, format=schema, options=STILL)
+    with pytest.raises(ollama.ResponseError, match="format") as refused:
+        client.chat("demo", ASKED, format={"type": "nonesuch"})
+
+    assert json.loads(made.message.content or "")["city"] in ("Oslo", "Rome")
+    assert 400 == refused.value.status_code
+
+
 def test_models(client: Client) -> None:
     """What is there, what it can, and that it is loaded."""
     (listed,) = client.list().models
@@ -192,7 +203,7 @@ def test_pull(client: Client) -> None:
 
 def test_no_embeddings(client: Client) -> None:
     """No model that is served here makes any."""
-    with pytest.raises(ollama.ResponseError, match="makes no embeddings") as refused:
+    with pytest.raises(ollama.ResponseError, match="no embeddings") as refused:
         client.embed("demo", "a")
 
     assert 400 == refused.value.status_code

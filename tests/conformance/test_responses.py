@@ -212,6 +212,37 @@ def test_one_whose_client_left_is_cancelled(client: OpenAI) -> None:
     assert "cancelled" == status
 
 
+def test_a_tool_must_be_called(client: OpenAI) -> None:
+    """Any of them, or this one, whatever was asked."""
+    choices: Any = ["required", {"type": "function", "name": "get_weather"}]
+    for choice in choices:
+        made = client.responses.create(**STILL, input="Who are you?", tools=[WEATHER], tool_choice=choice)
+
+        assert ["function_call"] == [item.type for item in made.output]
+
+
+def test_a_format(client: OpenAI) -> None:
+    """A schema holds; one that cannot be is the client's mistake, by its name."""
+    schema: Any = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    schema["additionalProperties"] = False
+    shape: Any = {"format": {"type": "json_schema", "name": "c", "schema": schema, "strict": True}}
+    made = client.responses.create(**STILL, input="Who are you?", text=shape)
+    shape["format"]["schema"] = {"type": "nonesuch"}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(**STILL, input="Who are you?", text=shape)
+
+    assert json.loads(made.output_text)["city"] in ("Oslo", "Rome")
+    assert "text.format" == refused.value.param
+
+
+def test_no_embeddings(client: OpenAI) -> None:
+    """A model that generates text makes none, and one that is not there is not found."""
+    with pytest.raises(openai.BadRequestError, match="no embeddings"):
+        client.embeddings.create(model="demo", input="a")
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="nonesuch", input="a")
+
+
 def test_too_few_tokens(client: OpenAI) -> None:
     """An answer that was cut off says so, and why."""
     made = client.responses.create(**STILL, input="Who are you?", max_output_tokens=2)

@@ -149,7 +149,9 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         async def whole(job: Answer, speech: Speech) -> bytes:
             return await told(job, Head(job, model), speech)
 
-        return Order(ask=asked, model=model, streamed=bool(body.stream), events=events, whole=whole)
+        return Order(
+            ask=asked, model=model, streamed=bool(body.stream), events=events, whole=whole, names=OURS
+        )
 
     async def count(raw: bytes, scope: Scope) -> dict[str, int]:
         body = decode(Counted, raw)

@@ -285,7 +285,7 @@ def ask_text(body: TextRequest, model: Model, visit: Visit) -> Ask:
         given = read(TextBody, msgspec.json.encode(fields | {"prompt": body.prompt}))
         (made,) = admit.completion(given, visit)
     except Failure as failure:
-        raise chat.called(failure, OURS) from None
+        raise fault.renamed(failure, OURS) from None
     return dataclasses.replace(made, max_tokens=limit)
 
 
@@ -409,7 +409,9 @@ def _order(ask: Ask, body: Body, model: Model, shape: _Shape) -> Order:
         said = shape(spoken.content, spoken.reasoning, calls)
         return msgspec.json.encode(lines.line(said, spoken.reason))
 
-    return Order(ask=ask, model=model, streamed=body.stream is not False, events=events, whole=whole)
+    return Order(
+        ask=ask, model=model, streamed=body.stream is not False, events=events, whole=whole, names=OURS
+    )
 
 
 class Lines:

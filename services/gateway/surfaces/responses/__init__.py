@@ -68,6 +68,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
             events=events,
             whole=whole,
             left=left,
+            names=asked.OURS,
         )
 
     def _before(body: asked.Body, tenant: str) -> list[dict[str, object]]:
