@@ -97,7 +97,9 @@ class Turns:
     def _came(self, lane: Queue, count: int) -> None:
         count = min(count, lane.asked)
         lane.asked -= count
-        lane.deficit += count * lane.answer  # the guess that the ask was charged with
+        # The guess that the ask was charged with comes back; the rounds that it took to pay for it do not
+        # stay as a credit, or asking an empty lane would earn tokens.
+        lane.deficit = min(lane.deficit + count * lane.answer, QUANTUM * lane.weight)
 
     def _settle(self) -> None:
         for request in list(self._homes):

@@ -93,8 +93,15 @@ async def test_nobody_else(site: Guarded, headers: dict[str, str]) -> None:
 
 
 async def test_anthropics_header(site: Guarded) -> None:
-    """A key may come as x-api-key."""
+    """A key may come as x-api-key; who has none is told so in the form of the surface."""
+    refused = await site.http.post("/v1/messages", json={}, headers={"x-api-key": "x"})
+
     assert 200 == (await site.chat("", **{"x-api-key": OTHER})).status_code
+    assert (401, "error", "authentication_error") == (
+        refused.status_code,
+        refused.json()["type"],
+        refused.json()["error"]["type"],
+    )
 
 
 async def test_health_is_open(site: Guarded) -> None:

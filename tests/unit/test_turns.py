@@ -164,6 +164,24 @@ def test_an_empty_lane_is_asked_once() -> None:
     assert [whole, {}, whole, {}, whole] == plans
 
 
+def test_asking_an_empty_lane_earns_nothing() -> None:
+    """A tenant that kept a job running, and was asked for more a hundred times, is not ahead for that."""
+    engine = Engine(waiting("busy"), waiting("other"))
+    engine.put("busy")
+    engine.pull({"busy": 10_000})
+    for _ in range(100):
+        engine.turns.bell([waiting("busy")])
+        engine.pull()
+    engine.put("busy", 100)
+    engine.put("other", 100)
+    for _ in range(200):
+        engine.pull({"busy": 20, "other": 20})
+        engine.step()
+    turns = Counter(engine.order[1:41])
+
+    assert abs(turns["busy"] - turns["other"]) <= 4
+
+
 def test_what_went_away_is_forgotten() -> None:
     """A request that was let go of without an end frees its place in its lane."""
     engine = Engine(waiting("a", share=0.25), waiting("b", share=0.25))
