@@ -180,7 +180,7 @@ class EngineActor(Actor):
         self._steps.prepare()
 
     def here(self, state: str, pid: int) -> Here:
-        counts = {**self.bus.counts, **self._roster.counts, **self._prefixes.counts}
+        counts = {**self.bus.counts, **self._roster.counts, **self._prefixes.counts, **self._scheduler.counts}
         if self._model.shelf is not None:
             counts |= self._model.shelf.counts
         return Here(

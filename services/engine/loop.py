@@ -160,7 +160,7 @@ class StepLoop:
                 right += 1
                 (token,), told = self._chosen(candidates.only(row, row + 1), [sequence])
                 outputs.append(self._scheduler.go_on(sequence, token, told[0] if told else None))
-            sequence.drafter.judged(sequence, len(step.guesses), right)
+            self._scheduler.judged(sequence, len(step.guesses), right)
         return outputs
 
     def _chosen(self, candidates: Candidates, samples: list[Sequence]) -> tuple[list[int], list[Odds | None]]:

@@ -30,6 +30,8 @@ disk that has to seek takes 10 ms, and a 135M model only 8 for a block."""
 class Shelf(Protocol):
     """Where blocks lie that have no place in the pool any more, by name."""
 
+    places: int
+
     def __contains__(self, name: bytes) -> bool: ...
 
     def take(self, name: bytes) -> Any | None:
@@ -57,9 +59,12 @@ class Prefixes:
         """The blocks and their places, in the order in which they will be let go."""
         return iter(self._placed.items())
 
-    @property
-    def has_shelf(self) -> bool:
-        return self._shelf is not None
+    def left(self) -> list[tuple[bytes, int]]:
+        """What would be lost with the pool: of as many young ones as the shelf holds, those not there yet."""
+        if self._shelf is None or not self._shelf.places:
+            return []
+        young = list(self._placed.items())[-self._shelf.places :]
+        return [(name, place) for name, place in young if name not in self._shelf]
 
     def find(self, sequence: Sequence, first: int = 0) -> tuple[list[int], list[Any]]:
         """The longest prefix that is kept, from its block `first` on: the places, and then the contents of

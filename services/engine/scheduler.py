@@ -4,7 +4,7 @@ Decoding comes first: every running sequence with one token to compute is a row 
 one chunk of one prompt may be computed, so a long prompt delays the others by a bounded time a step.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -136,6 +136,7 @@ class Scheduler:
         prefixes: Prefixes | None = None,
         drafter: Callable[[], Drafter] | None = None,
     ):
+        self.counts: Counter[str] = Counter()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._by_request: dict[str, Sequence] = {}
@@ -240,8 +241,8 @@ class Scheduler:
     def put_away(self) -> list[Copy]:
         """When nothing runs any more: what is to be copied, so that all that is kept lies on the shelf."""
         copies, self._copies = self._copies, []
-        if self._prefixes is not None and self._prefixes.has_shelf:
-            copies += [Shelve(name, place) for name, place in self._prefixes.placed()]
+        if self._prefixes is not None:
+            copies += [Shelve(name, place) for name, place in self._prefixes.left()]
         return copies
 
     def _gather(self, rows: list[Sequence]) -> Iterator[Swap]:
@@ -280,6 +281,12 @@ class Scheduler:
         """The last token had been guessed, so it is computed, and this is the next."""
         sequence.computed += 1
         return self._say(sequence, token, odds)
+
+    def judged(self, sequence: Sequence, guessed: int, right: int) -> None:
+        """So many guesses of the step were right."""
+        self.counts["guessed"] += guessed
+        self.counts["guessed_right"] += right
+        sequence.drafter.judged(sequence, guessed, right)
 
     def _say(self, sequence: Sequence, token: int, odds: Odds | None) -> Output:
         index = sequence.answered

@@ -46,12 +46,12 @@ class FileShelf:
         self._like = like
         self._fd = _taken(folder)
         header = Header(kind, like.nbytes, max(0, size - HEADER) // (ENTRY + like.nbytes))
-        self._places = header.places
+        self.places = header.places
         self._contents = HEADER + ENTRY * header.places
         self._at: OrderedDict[bytes, int] = OrderedDict()  # oldest first
         self._found(header)
         taken = set(self._at.values())
-        self._free = [place for place in reversed(range(self._places)) if place not in taken]
+        self._free = [place for place in reversed(range(self.places)) if place not in taken]
         self._broken = False
 
     def _found(self, header: Header) -> None:
@@ -63,7 +63,7 @@ class FileShelf:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, expected, 0)
             return
-        index = os.pread(self._fd, ENTRY * self._places, HEADER)
+        index = os.pread(self._fd, ENTRY * self.places, HEADER)
         for place in range(len(index) // ENTRY):
             name = index[place * ENTRY : place * ENTRY + 32]
             if name != NOTHING:
@@ -78,7 +78,7 @@ class FileShelf:
 
     def put(self, name: bytes, contents: Array) -> None:
         """It may push out what was used longest ago. What cannot be written is not kept."""
-        if name in self._at or not self._places or self._broken:
+        if name in self._at or not self.places or self._broken:
             return
         place = self._free.pop() if self._free else self._at.popitem(last=False)[1]
         raw = np.ascontiguousarray(contents)

@@ -77,6 +77,21 @@ TENANT = st.sampled_from("ab")
 BLOCKS = st.lists(st.integers(1, 2), max_size=7)
 
 
+def test_of_what_is_left_the_youngest_goes_to_the_shelf(tmp_path: Path) -> None:
+    """As much as has room there, and nothing that is there already."""
+    like = np.empty(4, np.uint8)
+    shelf = FileShelf(tmp_path, 4096 + 2 * (64 + like.nbytes), "k", like)
+    made = Prefixes(8, shelf)
+    for block in (1, 2, 3):
+        made.keep(of(block))
+    names = [name for name, _ in made.placed()]
+    before = [name for name, _ in made.left()]
+    shelf.put(names[2], like)
+
+    assert names[1:] == before
+    assert names[1:2] == [name for name, _ in made.left()]
+
+
 class PrefixMachine(RuleBasedStateMachine):
     """Against a pool and a shelf that hold what was copied to them; the engine stops and starts again."""
 
@@ -121,7 +136,7 @@ class PrefixMachine(RuleBasedStateMachine):
     @rule(orderly=st.booleans())
     def restart(self, orderly: bool) -> None:
         if orderly:
-            for name, place in self.made.placed():
+            for name, place in self.made.left():
                 self.shelf.put(name, np.array(self.pool[place], np.uint32))
         self.shelf.close()
         self.pool.clear()

@@ -68,6 +68,7 @@ def test_a_granted_sequence_goes_on_after_what_was_committed() -> None:
 
 class DictShelf:
     def __init__(self) -> None:
+        self.places = 100
         self.held: dict[bytes, list[int]] = {}
 
     def __contains__(self, name: bytes) -> bool:
