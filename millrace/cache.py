@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from millrace import whole
+from millrace import models, whole
 
 NOTE = "copy.json"
 KINDS = ("converted", "prepared")
@@ -42,7 +42,7 @@ class Copy:
 
 
 def root(env: Mapping[str, str] = os.environ) -> Path:
-    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
+    return Path(env.get("XDG_CACHE_HOME") or models.home() / ".cache") / "millrace"
 
 
 def note(made: Path, of: Of) -> None:

@@ -69,7 +69,15 @@ def store_root(given: str = "", env: Mapping[str, str] = os.environ) -> Path:
         return Path(given).expanduser().absolute()
     data = env.get("XDG_DATA_HOME", "")
     # The standard says that a relative path here is to be ignored.
-    return (Path(data) if data.startswith("/") else Path.home() / ".local" / "share") / "millrace" / "models"
+    return (Path(data) if data.startswith("/") else home() / ".local" / "share") / "millrace" / "models"
+
+
+def home() -> Path:
+    """A user of a container may have none: then nothing is found there, and nothing can be kept."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
 
 
 def find(name: str, store: str = "") -> Model:

@@ -166,3 +166,12 @@ def test_an_unknown_model_is_a_wrong_setting(kept: Path) -> None:
     """The message names those there are."""
     with pytest.raises(settings.SettingError, match=r"demo, sim, org/small"):
         models.find("org/smal")
+
+
+def test_a_user_without_a_home_finds_the_shipped_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as any user."""
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+
+    assert "demo" == models.find("demo").name
