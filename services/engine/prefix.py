@@ -70,6 +70,8 @@ class Prefixes:
         """The longest prefix that is kept, from its block `first` on: the places, and then the contents of
         blocks from the shelf. One token at least is left over: without computing it there is nothing to
         sample from."""
+        if not self._places:
+            return [], []
         names = _names(sequence, len(sequence.tokens) - 1)
         known = self._known(names)
         self._touch(known)
@@ -92,6 +94,8 @@ class Prefixes:
     def keep(self, sequence: Sequence) -> tuple[int, list[int], list[tuple[bytes, int]]]:
         """What is computed is kept: the first block that has to be copied, and the places, block for block,
         to copy to; and which blocks have to go to the shelf before, from where."""
+        if not self._places:
+            return 0, [], []
         names = _names(sequence, sequence.computed)
         known = self._known(names)
         self._touch(known)

@@ -119,10 +119,12 @@ class Memory:
                 held[swap.first][: swap.first_tokens],
             )
         for sequence in step.sequences:
-            count = step.chunk.count if step.chunk and step.chunk.sequence is sequence else 1
-            start = sequence.computed
-            held = self.slots
-            held[sequence.slot] = held[sequence.slot][:start] + sequence.tokens[start : start + count]
+            start, held = sequence.computed, self.slots
+            tokens = [sequence.tokens[start]]
+            if step.chunk and step.chunk.sequence is sequence:
+                tokens = step.chunk.tokens
+                assert len(tokens) == step.chunk.count
+            held[sequence.slot] = held[sequence.slot][:start] + tokens
 
 
 def drained(scheduler: Scheduler, memory: Memory) -> int:
@@ -230,6 +232,16 @@ def test_another_tenant_finds_nothing() -> None:
     assert (0, 0, 48) == (his.cached, nobodys.cached, again.cached)
 
 
+class Nines:
+    """A drafter that is right but for its last word, in a world of nines."""
+
+    def guess(self, sequence: Sequence, most: int) -> list[int]:
+        return [*[9] * (len(sequence.tokens) % 5), 8][:most]
+
+    def judged(self, sequence: Sequence, guessed: int, right: int) -> None:
+        assert 0 <= right <= guessed
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Joins, grants, drops and steps in any order, of two tenants whose prompts begin alike; the pool is too
     small for all of them."""
@@ -238,7 +250,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.memory = Memory(3)
         self.prefixes = Prefixes(6, self.memory.shelf)
-        self.scheduler = Scheduler(3, 20, self.prefixes)
+        self.scheduler = Scheduler(3, 20, self.prefixes, Nines)
         self.live: dict[str, Sequence] = {}
         self.count = 0
 
@@ -284,9 +296,19 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert all(s.granted for s in step.samples)
             self.memory.run(step)
             outputs = self.scheduler.postprocess(step, [9] * len(step.samples))
+            right = 0
+            for guess in step.guesses:
+                if outputs[-1].finish or outputs[-1].token != guess:
+                    break
+                assert step.chunk
+                right += 1
+                outputs.append(self.scheduler.go_on(step.chunk.sequence, 9, None))
+            if step.guesses and step.chunk:
+                self.scheduler.judged(step.chunk.sequence, len(step.guesses), right)
             for sequence in step.sequences:
-                held = self.memory.slots[sequence.slot]
+                held = self.memory.slots[sequence.slot][: sequence.computed]
                 assert held == sequence.tokens[: sequence.computed], "not its own tokens"
+                assert sequence.answered <= sequence.max_tokens
             for output in outputs:
                 if output.finish:
                     del self.live[output.request]
