@@ -10,6 +10,7 @@ from millrace.settings import Gateway
 from services.gateway import fault
 from services.gateway.counter import Counter, at, reply, told
 from services.gateway.desk import Desk
+from services.gateway.document import PATH, document
 from services.gateway.live import Window
 from services.gateway.surfaces import anthropic, embeddings, ollama, openai, requests, responses, tokens
 
@@ -40,7 +41,12 @@ def _health(desk: Desk) -> list[HTTPRouteHandler]:
     async def livez() -> ASGIApp:
         return told({"status": "ok"})
 
+    said = document()
+
+    async def described(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, 200, said)
+
     async def scraped(scope: Scope, receive: Receive, send: Send) -> None:
         await reply(send, 200, await desk.metrics(), METRICS)
 
-    return [readyz, livez, at("GET", "/metrics", scraped)]
+    return [readyz, livez, at("GET", "/metrics", scraped), at("GET", PATH, described)]

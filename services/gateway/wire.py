@@ -7,7 +7,7 @@ not supported yet are each refused with the parameter's name.
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from services.gateway.body import decode, refused
 
@@ -43,12 +43,12 @@ class Part(Struct, forbid_unknown_fields=True):
 
     type: str
     text: str | None = None
-    image_url: Raw = Raw()
-    input_audio: Raw = Raw()
-    audio_url: Raw = Raw()
-    video_url: Raw = Raw()
-    file: Raw = Raw()
-    refusal: Raw = Raw()
+    image_url: Any = None
+    input_audio: Any = None
+    audio_url: Any = None
+    video_url: Any = None
+    file: Any = None
+    refusal: Any = None
 
 
 class Function(Struct, forbid_unknown_fields=True):
@@ -200,7 +200,7 @@ class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    prediction: Raw = Raw()
+    prediction: Any = None
 
 
 class TextBody(Body, kw_only=True, forbid_unknown_fields=True):
