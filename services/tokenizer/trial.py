@@ -97,6 +97,8 @@ class Trial:
             self._turn.release()
 
     async def _started(self) -> asyncio.subprocess.Process:
+        if self._process is not None and self._process.returncode is not None:
+            self._process = None  # it died of something else: that says nothing of the next wish
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "services.tokenizer.judge", str(self._folder)),

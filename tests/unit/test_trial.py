@@ -98,6 +98,18 @@ async def test_a_wish_is_tried_once(trial: Trial) -> None:
         trial._process = process
 
 
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_process_that_died_is_started_again(trial: Trial) -> None:
+    """And the wish that found it dead is judged by itself."""
+    assert await trial.grammar(wish("choice", '["before"]'))
+    process = trial._process
+    assert process is not None
+    process.kill()
+    await process.wait()
+
+    assert await trial.grammar(wish("choice", '["after"]'))
+
+
 @pytest.mark.parametrize(
     ("wrong", "param", "said"),
     [
