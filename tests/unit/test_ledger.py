@@ -51,6 +51,18 @@ def test_tokens_count_from_the_current_epoch_and_the_next_index() -> None:
     assert [Piece(5, "5.", ""), Piece(6, "6.", ""), Piece(7, "7.", "")] == entry.pieces
 
 
+def test_a_grammar_that_cannot_be_followed_any_longer() -> None:
+    """What was said before it counts; then the client is told why there is no more, and the job is over."""
+    ledger, entry = opened()
+    claim(ledger)
+    effects = ledger.delta(said(1, 0, 5, 6, 2, finish="failed"), 0.1)
+
+    assert [Piece(5, "5.", ""), Piece(6, "6.", "")] == entry.pieces
+    assert entry.failure is not None and Code.INVALID_REQUEST == entry.failure.code
+    assert "after 2 tokens the grammar" in entry.failure.message
+    assert [("L1", "+TERM")] == verbs(effects) and not ledger.entries
+
+
 def test_a_gap_is_asked_for_and_not_taken() -> None:
     """What is missing before a token is asked of its engine, from the right index."""
     ledger, entry = opened()
