@@ -24,7 +24,7 @@ POSTS: dict[str, tuple[str, type[Any]]] = {
     "/api/generate": ("Ollama's completion of a prompt", ollama.TextRequest),
     "/api/show": ("What a model is, for Ollama's clients", ollama.Named),
     "/api/pull": ("Whether a model is there, for Ollama's clients", ollama.Named),
-    "/api/embed": ("Refused as long as no model makes any", ollama.Named),
+    "/api/embed": ("Refused as long as no model makes any", embeddings.Body),
 }
 
 GETS: dict[str, str] = {

@@ -259,6 +259,7 @@ def test_too_few_tokens(client: OpenAI) -> None:
         ({"include": ["reasoning.encrypted_content"]}, "include"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"max_tool_calls": 1}, "max_tool_calls"),
+        ({"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"input": []}, "input"),

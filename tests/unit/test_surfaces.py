@@ -253,6 +253,20 @@ async def _all(order: Any, pieces: list[Piece]) -> bytes:
     return made
 
 
+def test_signs_of_life() -> None:
+    """What is told while nothing comes: a ping after the message's start, a line that says nothing."""
+    answer = ScriptedAnswer([])
+    told = anthropic.Events(anthropic.Head(answer, PLAIN), 7, Speech())
+    body = decode(ollama.ChatBody, b'{"model": "m", "messages": [{"role": "user", "content": "a"}]}')
+    order = ollama._order(ollama.ask_chat(body, PLAIN, Visit()), body, PLAIN, ollama._message)
+    line = json.loads(order.events(answer, Speech()).waiting())
+    names = [name for name, _ in events(told.waiting() + told.waiting() + told.of(said("a")))]
+
+    assert ["message_start", "ping", "ping", "content_block_start"] == names[:4]
+    assert "message_start" not in names[1:]
+    assert ({"role": "assistant", "content": ""}, False) == (line["message"], line["done"])
+
+
 def unfolding(pieces: list[Piece] | None = None) -> Unfolding:
     return Unfolding(ScriptedAnswer([pieces or []]), speech(), {"model": "m"}, [])
 

@@ -26,7 +26,7 @@ from services.gateway.desk import Answer, Ask, Model, Piece
 from services.gateway.speech import Arguments, Call, Content, End, Part, Reason, Reasoning, Speech, Spoken
 from services.gateway.speech.parts import Called
 from services.gateway.stream import Headers
-from services.gateway.surfaces import chat
+from services.gateway.surfaces import chat, embeddings
 from services.gateway.visit import Visit
 from services.gateway.wire import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, Stop, TextBody, read
 
@@ -131,11 +131,14 @@ class TextRequest(Body, forbid_unknown_fields=True, kw_only=True):
     images: Annotated[list[Any], Meta(max_length=0)] | None = None
 
 
-class Named(Struct, kw_only=True):
+class Named(Struct, forbid_unknown_fields=True, kw_only=True):
     """Of the routes that want a model's name and little else. Older clients call it `name`."""
 
     model: str = ""
     name: str = ""
+    verbose: bool | None = None  # there is no more to tell
+    stream: bool | None = None  # one line is all there is
+    insecure: bool | None = None
 
 
 def routes(counter: Counter) -> list[HTTPRouteHandler]:
@@ -186,8 +189,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         return {"status": "success"}
 
     async def embed(raw: bytes, scope: Scope) -> dict[str, Any]:
-        body = decode(Named, raw)
-        model = known(body.model or body.name)
+        model = known(decode(embeddings.Body, raw).model)
         raise refused(
             "model", f"The model '{model.name}' makes no embeddings, and no other that does is loaded."
         )

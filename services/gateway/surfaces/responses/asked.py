@@ -11,7 +11,7 @@ from services.gateway.desk import Ask
 from services.gateway.surfaces import chat
 from services.gateway.surfaces.responses.unfolding import turns_of
 from services.gateway.visit import Visit
-from services.gateway.wire import MAX_MESSAGES, MAX_TOOLS, Share, StreamOptions, Tokens
+from services.gateway.wire import MAX_MESSAGES, MAX_TOOLS, Share, Tokens
 
 OURS = {
     "messages": "input",
@@ -93,6 +93,10 @@ class ReasoningConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     summary: None = None
     generate_summary: None = None
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    include_obfuscation: Literal[False] | None = None
 
 
 class Body(Struct, forbid_unknown_fields=True, kw_only=True):
