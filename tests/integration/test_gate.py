@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
+import ollama
 import openai
 import pytest
 
@@ -189,3 +191,41 @@ async def test_a_refused_body_is_not_waited_for(site: Guarded) -> None:
     writer.close()
 
     assert b"HTTP/1.1 401 Unauthorized\r\n" == line
+
+
+async def test_each_surface_s_client_brings_its_key(site: Guarded) -> None:
+    """Anthropic's as x-api-key, Ollama's as a bearer token; without one it is an error in their own form."""
+    asked: Any = {"model": "sim", "messages": HELLO}
+    async with anthropic.AsyncAnthropic(base_url=site.url, api_key=OTHER, max_retries=0) as claude:
+        await claude.messages.create(**asked, max_tokens=5)
+    async with anthropic.AsyncAnthropic(base_url=site.url, api_key="x", max_retries=0) as stranger:
+        with pytest.raises(anthropic.AuthenticationError) as caught:
+            await stranger.messages.create(**asked, max_tokens=5)
+    async with ollama.AsyncClient(host=site.url, headers={"authorization": f"Bearer {OTHER}"}) as llama:
+        await llama.chat(**asked)
+    async with ollama.AsyncClient(host=site.url) as stranger_:
+        with pytest.raises(ollama.ResponseError, match="API key") as refused:
+            await stranger_.chat(**asked)
+    body: Any = caught.value.body
+
+    assert ("error", "authentication_error") == (body["type"], body["error"]["type"])
+    assert 401 == refused.value.status_code
+    assert ["other", "other"] == [ask.visit.tenant.name for ask in site.desk.asks]
+    assert "Ollama is running" == (await site.http.get("/")).text
+
+
+async def test_a_tenant_s_responses_are_its_own(site: Guarded) -> None:
+    """Another tenant's is not found: not read, not gone on with, not deleted."""
+    async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key=OTHER, max_retries=0) as own:
+        made = await own.responses.create(model="sim", input="hello")
+        async with openai.AsyncOpenAI(base_url=f"{site.url}/v1", api_key=KEY, max_retries=0) as sdk:
+            for call in (sdk.responses.retrieve, sdk.responses.delete, sdk.responses.cancel):
+                with pytest.raises(openai.NotFoundError):
+                    await call(made.id)
+            with pytest.raises(openai.NotFoundError):
+                await sdk.with_options(max_retries=3).responses.create(
+                    model="sim", input="a", previous_response_id=made.id
+                )
+        again = await own.responses.retrieve(made.id)
+
+    assert made.output_text == again.output_text == "Hello"
