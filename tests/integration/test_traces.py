@@ -263,6 +263,7 @@ async def test_one_line_says_how_a_request_ended(service: Service) -> None:
         "line-gone": (499, "cancelled", True),
     }
     assert secret not in path.read_text() and "\x1b" not in path.read_text()
+    assert all(secret not in each.read_text() for each in (service.folder / tracefile.FOLDER).iterdir())
 
 
 @pytest.mark.parametrize("what", ["down", "slow"])
