@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from millrace.control import Row
+from millrace.welcome import Welcome
+
+HEAD = 5
+"""Lines around the processes: two of a head, an empty one, their names, and the cursor's."""
 
 EVENTS = 8
 BAR = 12
@@ -26,7 +30,7 @@ COLOURS = {
 
 class View(Protocol):
     def event(self, text: str) -> None: ...
-    def ready(self, url: str) -> None: ...
+    def ready(self, welcome: Welcome) -> None: ...
     def show(self, rows: Sequence[Row]) -> None: ...
     def close(self) -> None: ...
 
@@ -51,8 +55,8 @@ class Lines:
     def event(self, text: str) -> None:
         self._out.write(stamped(text, self._began) + "\n")
 
-    def ready(self, url: str) -> None:
-        self._out.write(f"ready: {url}\n")
+    def ready(self, welcome: Welcome) -> None:
+        self._out.write("\n".join([f"ready: {welcome.url}", *welcome.lines(), ""]))
 
     def show(self, rows: Sequence[Row]) -> None:
         pass
@@ -69,7 +73,7 @@ class Panel:
         self._model = model
         self._folder = folder
         self._began = began
-        self._url = "starting"
+        self._welcome: Welcome | None = None
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._drawn: list[str] = []
         self._colour = "NO_COLOR" not in os.environ
@@ -77,15 +81,17 @@ class Panel:
     def event(self, text: str) -> None:
         self._events.append(stamped(text, self._began))
 
-    def ready(self, url: str) -> None:
-        self._url = url
+    def ready(self, welcome: Welcome) -> None:
+        self._welcome = welcome
 
     def show(self, rows: Sequence[Row]) -> None:
         size = shutil.get_terminal_size()
+        url = self._welcome.url if self._welcome else "starting"
         lines = picture(
-            (f"millrace {self._model}   {self._url}", f"state and logs: {self._folder}"),
+            (f"millrace {self._model}   {url}", f"state and logs: {self._folder}"),
             rows,
             list(self._events),
+            self._welcome.lines(size.columns) if self._welcome else [],
             columns=size.columns,
             height=size.lines,
             colour=self._colour,
@@ -105,6 +111,7 @@ def picture(
     head: tuple[str, str],
     rows: Sequence[Row],
     events: Sequence[str],
+    welcome: Sequence[str] = (),
     *,
     columns: int,
     height: int,
@@ -120,6 +127,7 @@ def picture(
     lines = [
         painted(title[:columns], "1"),
         painted(note[:columns], "2"),
+        *(["", *welcome] if 0 < len(welcome) < height - HEAD - len(rows) else ()),
         "",
         painted(names[:columns], "2"),
     ]

@@ -29,6 +29,7 @@ from millrace.place import CannotStart, claim, listen, public_url
 from millrace.seat import NATS, SILENT_S, Seat, backoff
 from millrace.subjects import PRESENCE, Role
 from millrace.telemetry import Context
+from millrace.welcome import Welcome, program
 
 INNER = (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER)
 SCALED = (Role.GATEWAY, *INNER)
@@ -76,6 +77,7 @@ class Supervisor:
         http: socket.socket,
         view: panel.View,
         tls: ssl.SSLContext | None,
+        welcome: Welcome,
     ):
         self._given = given
         self._env = env
@@ -93,7 +95,7 @@ class Supervisor:
         self._stuck = False  # nats-server cannot store
         self._stopping = asyncio.Event()
         self._defect: BaseException | None = None
-        self.url = public_url(given.host, http.getsockname()[1])
+        self._welcome = welcome
 
     # -- its life
 
@@ -120,7 +122,7 @@ class Supervisor:
                     )
                     answering.cancel()
                     self._show()
-                    self._view.ready(self.url)
+                    self._view.ready(self._welcome)
                     log.info("ready: %s", self.url)
                     await stopped
                 await self._drain()
@@ -376,6 +378,10 @@ class Supervisor:
 
     # -- what it is told
 
+    @property
+    def url(self) -> str:
+        return self._welcome.url
+
     def rows(self) -> list[Row]:
         up = all(seat.ready.is_set() for seat in self._seats if seat.role == NATS)
         now = time.monotonic() if up else None
@@ -476,7 +482,7 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         if getattr(given, f"{role}s") < 0:
             raise settings.SettingError(f"{role}s: a number of processes is not negative")
         _checked(role, passed)
-    models.find(given.model, given.models)
+    model = models.find(given.model, given.models).name
     try:
         if not given.broker:
             binary()
@@ -493,11 +499,14 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         logging.basicConfig(
             filename=folder / "log" / "up.log", level="INFO", format="%(asctime)s %(levelname)s %(message)s"
         )
-        view = panel.choose(sys.stdout, plain=given.plain, model=given.model, folder=folder, began=began)
+        view = panel.choose(sys.stdout, plain=given.plain, model=model, folder=folder, began=began)
         held.callback(view.close)
-        drain_s = _checked(Role.GATEWAY, passed).drain_s
+        front = _checked(Role.GATEWAY, passed)
         trusted = tls.context(_checked(Role.ENGINE, passed))
-        asyncio.run(Supervisor(given, _environment(passed), drain_s, folder, http, view, trusted).run())
+        url = public_url(given.host, http.getsockname()[1])
+        welcome = Welcome(url, model, program(sys.argv[0]), keyed=bool(front.keys))
+        env = _environment(passed)
+        asyncio.run(Supervisor(given, env, front.drain_s, folder, http, view, trusted, welcome).run())
     return 0
 
 

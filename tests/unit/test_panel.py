@@ -1,12 +1,16 @@
 """The panel's picture fits its terminal and shows what matters."""
 
 import io
+import json
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 
 from millrace.control import Row, table
 from millrace.panel import Lines, picture
+from millrace.welcome import Welcome, program
 
 HEAD = ("millrace sim   http://127.0.0.1:8000", "state and logs: /home/someone/.local/state/millrace/8000")
 ROWS = [
@@ -14,6 +18,7 @@ ROWS = [
     Row("engine", 11, "engine_3f9a1c", "ready", 4, 16, 2, "sim"),
     Row("gateway", 0, "gateway_77aa01", "away", 3, 0, 1, ""),
 ]
+WELCOME = Welcome("http://127.0.0.1:8000", "demo", "millrace", keyed=False)
 EVENTS = [f"[   {n}.00s] event {n}" for n in range(8)]
 
 
@@ -22,7 +27,8 @@ EVENTS = [f"[   {n}.00s] event {n}" for n in range(8)]
 @pytest.mark.parametrize("colour", [True, False])
 def test_it_is_never_larger_than_the_terminal(columns: int, height: int, colour: bool) -> None:
     """No line wraps and nothing scrolls: else the next picture is drawn in the wrong place."""
-    lines = picture(HEAD, ROWS, EVENTS, columns=columns, height=height, colour=colour)
+    welcome = WELCOME.lines(columns)
+    lines = picture(HEAD, ROWS, EVENTS, welcome, columns=columns, height=height, colour=colour)
 
     assert len(lines) <= max(1, height - 1)
     assert all(len(re.sub(r"\x1b\[\d+m", "", line)) <= columns for line in lines)
@@ -59,7 +65,52 @@ def test_a_closed_output_does_not_end_the_service() -> None:
     lines = Lines(out, 0.0)
     out.close()
     lines.event("gone")
-    lines.ready("http://127.0.0.1:8000")
+    lines.ready(WELCOME)
+
+
+def test_whoever_reads_nothing_else_is_told_where_to_go() -> None:
+    """`ready:` stays a line of its own, as programs read it; the page, the base URL and a command follow."""
+    out = io.StringIO()
+    Lines(out, 0.0).ready(WELCOME)
+    first, *rest = out.getvalue().splitlines()
+
+    assert first == "ready: http://127.0.0.1:8000"
+    assert [line.split()[1] for line in rest if line.startswith(("page", "base_url"))] == [
+        "http://127.0.0.1:8000/ui",
+        "http://127.0.0.1:8000/v1",
+    ]
+    assert shlex.split(rest[-1])[0] == "curl"
+
+
+@pytest.mark.parametrize("columns", [0, 90, 120, 300])
+@pytest.mark.parametrize("model", ["demo", "it's $HOME/`ö`"])
+def test_what_is_to_be_pasted_is_one_command_at_any_width(columns: int, model: str) -> None:
+    """A shell makes the same of it, in one line or broken in two."""
+    lines = Welcome("http://127.0.0.1:8000", model, "millrace", keyed=True).lines(columns)
+    command = shlex.split("\n".join(lines[lines.index("paste:") + 1 :]))
+
+    assert (command[0], command[-1]) == ("curl", "http://127.0.0.1:8000/v1/chat/completions")
+    assert "Authorization: Bearer $OPENAI_API_KEY" in command
+    assert json.loads(command[command.index("-d") + 1])["model"] == model
+
+
+def test_half_a_command_is_not_shown() -> None:
+    """On a narrow terminal what does not fit is left out, and what fits stays."""
+    lines = WELCOME.lines(40)
+
+    assert lines == ["page      http://127.0.0.1:8000/ui"]
+
+
+def test_a_command_is_called_as_its_user_called_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name alone where the shell finds it, else by its path."""
+    installed = tmp_path / "millrace"
+    installed.write_text("#!/bin/sh\n")
+    installed.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert program(str(installed)) == "millrace"
+    assert program(".venv/bin/millrace") == ".venv/bin/millrace"
+    assert program("/somewhere/millrace/cli.py") == "python -m millrace.cli"
 
 
 def test_the_table_is_aligned() -> None:
