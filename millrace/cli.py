@@ -4,14 +4,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from millrace import __version__, model_command, settings
+from millrace import __version__, model_command, settings, talk
 from millrace.settings import ROLES, SettingError
+
+if TYPE_CHECKING:
+    from millrace.client import Client
 
 COMMANDS = {
     "up": "run a whole service on this machine",
@@ -22,6 +25,8 @@ COMMANDS = {
     "ps": "list the processes of a running service",
     "scale": "run more or fewer processes of a role",
     "restart": "replace the processes of a running service, without losing a stream",
+    "chat": "talk with a model of a running service",
+    "complete": "let a model of a running service go on with a text",
     "trace": "draw where the time of a request went",
     "key": "make an API key",
     "model": "convert, list, check and remove models",
@@ -123,6 +128,8 @@ def _run(command: str, args: dict[str, Any]) -> int:
         return _key(args["tenant"])
     if command == "trace":
         return _trace(args)
+    if command in ("chat", "complete"):
+        return _asking(lambda client: talk.run(command, client, args), args)
     if command == "model":
         return model_command.run(args)
     if command == "broker":
@@ -242,6 +249,21 @@ def _order(command: str, args: dict[str, Any]) -> int:
     return 0
 
 
+def _asking(run: "Callable[[Client], int]", args: dict[str, Any]) -> int:
+    """Run a command that asks the service at --url, or the one on this machine."""
+    from millrace import control
+    from millrace.client import Client, Refused
+
+    where = {name: args.pop(name) for name in ("state_dir", "port")}
+    url = args.pop("url")
+    try:
+        url = url or control.order(_folder(where), control.Ps(), lambda text: None).url
+        return run(Client(url, args.pop("key")))
+    except (control.ControlError, Refused) as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        return 1
+
+
 def _folder(args: dict[str, Any]) -> Path:
     """The service that is meant: a directory or a port that was named, else the only one there is."""
     from millrace import control
@@ -306,7 +328,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     trace.add_argument("--last", action="store_true", help="the request that came last (the default)")
     trace.add_argument("--slow", action="store_true", help="the slowest of those that are kept")
-    for name in ("ps", "scale", "restart", "trace"):
+    for name in ("chat", "complete"):
+        talk.add_arguments(made[name], name)
+        made[name].add_argument("--url", help="of the service (default: the one that runs on this machine)")
+    for name in ("ps", "scale", "restart", "trace", "chat", "complete"):
         _add_flags(made[name], settings.Up, only={"state_dir", "port"})
     return parser
 
