@@ -64,6 +64,7 @@ HELP = {
     "connections": "connections that may be open at once",
     "slow_sender_s": "seconds a whole request may take to arrive",
     "slow_reader": "bytes a client may leave unread before its stream is closed",
+    "kill_button": "a button on the page at /ui that kills an engine; `up` has it on loopback, without keys",
     "trace_file": "where traces are kept as lines of OTLP JSON (empty: nowhere)",
     "trace_content": "record in traces what was asked and answered",
     "slow_reader_s": "seconds a client may leave anything unread",

@@ -61,6 +61,8 @@ MEET_S = 2.0
 ROOM = 4 << 20
 """Bytes free, from which on a restart is worth it."""
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 log = logging.getLogger("millrace.up")
 
 
@@ -269,6 +271,8 @@ class Supervisor:
             env["MILLRACE_FD"] = str(fds[0])
             env["MILLRACE_HOST"] = self._given.host
             env["MILLRACE_PORT"] = str(self._given.port)
+            if self._given.host in LOOPBACK:
+                env.setdefault("MILLRACE_KILL_BUTTON", "true")
             env["MILLRACE_TRACE_FILE"] = str(self._folder / tracefile.FOLDER / f"{self._name(seat)}.jsonl")
         # -P: a file in the user's directory is not a module of ours, whatever its name.
         child = Child([sys.executable, "-P", "-m", "millrace.cli", role], env, self._log(seat), fds)

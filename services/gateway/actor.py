@@ -36,7 +36,7 @@ from millrace.subjects import (
     model_key,
 )
 from millrace.telemetry import Context, child_of, is_sampled
-from services.gateway import app
+from services.gateway import app, kill
 from services.gateway.desk import Answer, Ask, Model, Piece
 from services.gateway.entry import Entry
 from services.gateway.gate import Gate
@@ -269,6 +269,13 @@ class GatewayActor(Actor):
     @property
     def shown(self) -> bool:
         return not self._gate.closed
+
+    @property
+    def may_kill(self) -> bool:
+        return self._given.kill_button and self.shown
+
+    def kill_engine(self) -> str:
+        return kill.busiest(self._others())
 
     def picture(self, *, whole: bool) -> dict[str, Any]:
         own = self.here("draining" if self.draining else "ready", os.getpid())

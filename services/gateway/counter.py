@@ -166,11 +166,13 @@ async def _outcome(work: Coroutine[Any, Any, None]) -> Failure | None:
     return None
 
 
-async def reply(send: Send, status: int, body: bytes, kind: tuple[bytes, bytes] = JSON) -> None:
+async def reply(
+    send: Send, status: int, body: bytes, kind: tuple[bytes, bytes] = JSON, *more: tuple[bytes, bytes]
+) -> None:
     start: HTTPResponseStartEvent = {
         "type": "http.response.start",
         "status": status,
-        "headers": [kind, (b"content-length", b"%d" % len(body))],
+        "headers": [kind, (b"content-length", b"%d" % len(body)), *more],
     }
     await send(start)
     event: HTTPResponseBodyEvent = {"type": "http.response.body", "body": body, "more_body": False}

@@ -134,6 +134,15 @@ class Desk(Watch, Protocol):
         """Whether the view is for everybody's eyes."""
         ...
 
+    @property
+    def may_kill(self) -> bool:
+        """Whether whoever sees the page may end an engine, to see what happens."""
+        ...
+
+    def kill_engine(self) -> str:
+        """Its id."""
+        ...
+
     def picture(self, *, whole: bool) -> dict[str, Any]:
         """The view as it is now; `whole`: with what has been."""
         ...

@@ -49,7 +49,7 @@ class Window:
         while not self._desk.draining:
             happened = [] if whole else view.since(seq)
             whole = whole or happened is None
-            picture = self._desk.picture(whole=whole)
+            picture = self._desk.picture(whole=whole) | {"kill": self._desk.may_kill}
             parts = [_event("picture" if whole else "now", picture)]
             parts += [_event("happened", each) for each in happened or ()]
             seq, whole = view.seq, False

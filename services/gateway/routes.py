@@ -7,7 +7,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from millrace.errors import Code, Failure
 from millrace.metrics import CONTENT_TYPE
 from millrace.settings import Gateway
-from services.gateway import fault
+from services.gateway import fault, kill, page
 from services.gateway.counter import Counter, at, reply, told
 from services.gateway.desk import Desk
 from services.gateway.document import PATH, document
@@ -24,6 +24,8 @@ def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
         *(route for surface in surfaces for route in surface.routes(counter)),
         *_health(desk),
         *Window(desk).routes(),
+        *page.routes(),
+        *kill.routes(desk),
     ]
 
 

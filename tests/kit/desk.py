@@ -88,7 +88,11 @@ class ScriptedDesk:
         self.visits: list[Visit] = []  # that are over
         self.view = View()
         self.shown = True
+        self.may_kill = False
         self.live: dict[tuple[str, str], Found] = {}  # by id and tenant
+
+    def kill_engine(self) -> str:
+        return "engine_1"
 
     def sampled(self) -> bool:
         return True

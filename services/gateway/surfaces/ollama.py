@@ -23,6 +23,7 @@ from services.gateway import admit, fault
 from services.gateway.body import decode, refused
 from services.gateway.counter import Counter, Order, at, reply, told
 from services.gateway.desk import Answer, Ask, Model, Piece
+from services.gateway.page import browser
 from services.gateway.speech import Arguments, Call, Content, End, Part, Reason, Reasoning, Speech, Spoken
 from services.gateway.speech.parts import Called
 from services.gateway.stream import Headers
@@ -206,7 +207,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         await told({"models": models})(scope, receive, send)
 
     return [
-        at("GET", "/", _root(RUNNING)),
+        at("GET", "/", _hello),
         at("HEAD", "/", _root(b"")),
         at("POST", "/api/chat", counter.generating(chatted)),
         at("POST", "/api/generate", counter.generating(generated)),
@@ -218,6 +219,14 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         at("GET", "/api/ps", running),
         at("GET", "/api/version", told({"version": __version__})),
     ]
+
+
+async def _hello(scope: Scope, receive: Receive, send: Send) -> None:
+    """A client of Ollama wants to read these words, a person the page."""
+    if browser(scope):
+        await reply(send, 307, b"", (b"location", b"/ui"))
+    else:
+        await _root(RUNNING)(scope, receive, send)
 
 
 def _root(body: bytes) -> ASGIApp:
