@@ -34,6 +34,9 @@ from millrace.telemetry import Context
 
 log = logging.getLogger("millrace.bus")
 
+CLOSE_S = 1.0
+"""For a client that never was connected: nats-py may wait for ever to close one."""
+
 PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 T = TypeVar("T")
@@ -172,7 +175,9 @@ class Bus:
             await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             connecting.cancel()
-            await client.close()
+            closing = asyncio.ensure_future(client.close())
+            await asyncio.wait({connecting, closing}, timeout=CLOSE_S)
+            closing.cancel()
             raise
         if refused.done() and not client.is_connected:
             connecting.cancel()
