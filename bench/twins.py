@@ -38,7 +38,7 @@ def words(count: int) -> list[str]:
 def ours(work: Path, shape: str, quant: Any) -> Path:
     out = work / f"{shape}-{quant}"
     if not out.exists():
-        convert(_hub(work, shape), out, quant, accept=True)  # random weights are nothing to be faithful to
+        convert(_hub(work, shape), out, quant)
     return out
 
 

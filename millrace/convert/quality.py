@@ -23,10 +23,19 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     original: float | None = None  # the same of the fp32 model
     agreement: float | None = None  # share of tokens that both find likeliest
     kl: float | None = None  # nats a token, of ours from the original
+    vocab: int = 0
+
+    @property
+    def blank(self) -> bool:
+        """The original knows no more of the text than guessing would: random weights, or another language.
+        There is nothing then to be faithful to."""
+        return self.original is not None and 0 < self.vocab <= self.original
 
     def faults(self, quant: str) -> list[str]:
         """Why this is not good."""
         assert self.original is not None and self.kl is not None
+        if self.blank:
+            return []
         kl, share = MOST[quant]
         found = []
         if not self.kl <= kl:  # also what is not a number
@@ -46,12 +55,14 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
                 ("top-1 agreement", f"{self.agreement:.2%}"),
                 ("KL from fp32", f"{self.kl:.5f} nats"),
             ]
+        if self.blank:
+            rows.append(("not judged", "fp32 knows no more than guessing"))
         return "\n".join(f"{name:20} {value:>16}" for name, value in rows)
 
 
 def measure(tokens: list[int], ours: Iterable[Floats], original: Iterable[Floats] | None) -> Quality:
     """From the logits after each token of a text, some tokens at a time, the same tokens in both."""
-    at = same = 0
+    at = same = vocab = 0
     loss = exact_loss = kl = 0.0
     others = iter(original) if original is not None else None
     for some in ours:
@@ -59,6 +70,7 @@ def measure(tokens: list[int], ours: Iterable[Floats], original: Iterable[Floats
         at += len(some)
         rows = np.arange(len(following))
         found = _log_softmax(some[: len(rows)])
+        vocab = found.shape[1]
         loss -= float(found[rows, following].sum(dtype=np.float64))
         if others is None:
             continue
@@ -67,7 +79,7 @@ def measure(tokens: list[int], ours: Iterable[Floats], original: Iterable[Floats
         same += int((found.argmax(axis=1) == exact.argmax(axis=1)).sum())
         kl += float((np.exp(exact) * (exact - found)).sum(dtype=np.float64))
     count = len(tokens) - 1
-    made = Quality(tokens=count, perplexity=_exp(loss / count))
+    made = Quality(tokens=count, perplexity=_exp(loss / count), vocab=vocab)
     if others is None:
         return made
     return msgspec.structs.replace(

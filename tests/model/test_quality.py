@@ -123,7 +123,7 @@ def test_eval_without_the_original(tmp_path: Path, capsys: pytest.CaptureFixture
     shutil.rmtree(hub)
 
     assert said
-    assert evaluate(folder) == Quality(tokens=said.tokens, perplexity=said.perplexity)
+    assert evaluate(folder) == Quality(tokens=said.tokens, perplexity=said.perplexity, vocab=said.vocab)
     assert 0 == cli.main(["model", "eval", str(folder)])
     assert "agreement" not in capsys.readouterr().out
 
@@ -134,6 +134,19 @@ def test_eval_of_what_has_no_graphs_of_ours(capsys: pytest.CaptureFixture[str]) 
     assert "KL from fp32" in capsys.readouterr().out
     assert 1 == cli.main(["model", "eval", "sim"])
     assert "sim is simulated" in capsys.readouterr().err
+
+
+def test_random_weights_are_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They know nothing that a conversion could lose, which is said, and they are converted."""
+    hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
+    for path in planted.DEMO.glob("tokenizer*.json"):
+        shutil.copy(path, hub)
+    out = tmp_path / "m"
+
+    assert 0 == cli.main(["model", "convert", str(hub), "--out", str(out)])
+    assert "fp32 knows no more than guessing" in capsys.readouterr().out
+    found = card.load(out).quality
+    assert found and found.original and found.original >= found.vocab
 
 
 def test_what_is_accepted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
