@@ -55,6 +55,12 @@ class Model:
         return self.folder.parent / Path(self.config["tokenizer"]).name if self.simulated else self.folder
 
     @property
+    def vocab(self) -> int:
+        """Rows of its table of words; 0 where its configuration does not say."""
+        said = self.config.get("vocab_size")
+        return said if isinstance(said, int) else 0
+
+    @property
     def max_len(self) -> int:
         try:
             return int(self.config["max_position_embeddings"])

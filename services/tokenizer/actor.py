@@ -40,19 +40,30 @@ async def build(bus: Bus, given: settings.Tokenizer, id: str) -> "TokenizerActor
     max_len = min(folder.max_len, given.max_len or folder.max_len)
     encoder = await asyncio.to_thread(Encoder.load, folder.text)
     speaks = encoder.voice(calls=given.tool_parser, reasoning=given.reasoning_parser)
-    return TokenizerActor(bus, id, folder.name, encoder, max_len, speaks, folder.text)
+    # Some tokenizers have more words than their model: what it has no row for would end its engine.
+    vocab = min(encoder.vocab_size, folder.vocab or encoder.vocab_size)
+    return TokenizerActor(bus, id, folder.name, encoder, vocab, max_len, speaks, folder.text)
 
 
 class TokenizerActor(Actor):
     role = Role.TOKENIZER
 
     def __init__(
-        self, bus: Bus, id: str, name: str, encoder: Encoder, max_len: int, voice: Voice, folder: Path
+        self,
+        bus: Bus,
+        id: str,
+        name: str,
+        encoder: Encoder,
+        vocab: int,
+        max_len: int,
+        voice: Voice,
+        folder: Path,
     ):
         super().__init__(bus, id)
         self._name = name
         self._key = model_key(name)
         self._encoder = encoder
+        self._vocab = vocab
         self._max_len = max_len
         self._voice = voice
         self._under_way = 0
@@ -181,24 +192,23 @@ class TokenizerActor(Actor):
     def _ids(self, given: m.Chat | m.Text | m.Ids) -> list[int]:
         match given:
             case m.Chat():
-                return self._chat(given, most=self._max_len)
+                ids, param = self._chat(given, most=self._max_len), "messages"
             case m.Text():
-                ids = self._encoder.encode(given.text, most=self._max_len)
+                ids, param = self._encoder.encode(given.text, most=self._max_len), "prompt"
             case m.Ids():
-                ids = given.ids
-                self._known(ids, "prompt")
+                ids, param = given.ids, "prompt"
         if not ids:
-            raise Failure(Code.INVALID_REQUEST, "the prompt is empty", param="prompt")
+            raise Failure(Code.INVALID_REQUEST, "the prompt is empty", param=param)
+        self._known(ids, param)
         return ids
 
     def _known(self, ids: Iterable[int], param: str) -> None:
-        for id in ids:
-            if id >= self._encoder.vocab_size:
-                raise Failure(
-                    Code.INVALID_REQUEST,
-                    f"token id {id} is outside the vocabulary of {self._encoder.vocab_size}",
-                    param=param,
-                )
+        if (last := max(ids, default=0)) >= self._vocab:
+            raise Failure(
+                Code.INVALID_REQUEST,
+                f"token id {last} is outside the vocabulary of {self._vocab}",
+                param=param,
+            )
 
     def _effort(self, effort: str) -> dict[str, Any]:
         """Of reasoning, as the template takes it: by name, or as a switch for all of it."""

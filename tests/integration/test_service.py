@@ -1,13 +1,16 @@
 """The whole service as its users meet it: the OpenAI SDK in front, real processes behind."""
 
 import asyncio
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,9 +18,11 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from millrace import models
 from millrace.bus import Bus
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, JOBS, PRESENCE, TOKENIZER, Lane, Role
 from millrace.telemetry import Context
+from tests.kit.client import ask
 from tests.kit.service import ROOT, Service, environment
 
 FAST = {"MILLRACE_SIM_STEP_MS": "1", "MILLRACE_SIM_ROW_MS": "0", "MILLRACE_SIM_TOKEN_MS": "0"}
@@ -297,3 +302,25 @@ def mutated(message: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.randrange(1, 4)):
         changed[rng.randrange(len(changed))] = rng.randrange(256)
     return bytes(changed)
+
+
+async def test_a_word_that_the_model_has_no_row_for_is_refused(tmp_path: Path) -> None:
+    """Some tokenizers have more words than their model: such an id would end every engine it meets."""
+    shutil.copytree(models.find("sim").folder, tmp_path / "sim")
+    shutil.copytree(models.find("demo").folder, tmp_path / "demo")
+    config = json.loads((tmp_path / "sim" / "config.json").read_text())
+    (tmp_path / "sim" / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+    service = await Service.start(env={"MILLRACE_MODEL": str(tmp_path / "sim")}, engines=1)
+    try:
+        said = await ask(
+            service.url, {"model": "sim", "prompt": "water mills", "max_tokens": 1}, path="/v1/completions"
+        )
+        named = await ask(
+            service.url, {"model": "sim", "prompt": [299], "max_tokens": 1}, path="/v1/completions"
+        )
+    finally:
+        await service.stop()
+
+    assert (said.status, said.error["param"]) == (400, "prompt")
+    assert "outside the vocabulary of 300" in said.error["message"]
+    assert named.status == 200
