@@ -360,20 +360,22 @@ class Bus:
         state = (await self._api(f"STREAM.INFO.{subjects.JOBS.name}", {})).get("state", {})
         return {what: int(state[what]) for what in ("messages", "bytes") if what in state}
 
-    async def declare_stream(self, config: dict[str, Any]) -> None:
-        """Make the stream, or bring an older one to this configuration."""
+    async def declare_stream(self, config: dict[str, Any]) -> bool:
+        """Make the stream, or bring an older one to this configuration; whether it is so now."""
         made = await self._api(f"STREAM.CREATE.{config['name']}", config)
         if "error" in made:
             made = await self._api(f"STREAM.UPDATE.{config['name']}", config)
         if "error" in made:
             log.error("stream %s: %s", config["name"], made["error"])
+        return "error" not in made
 
-    async def declare_consumer(self, stream: str, config: dict[str, Any]) -> None:
+    async def declare_consumer(self, stream: str, config: dict[str, Any]) -> bool:
         name, subject = config["durable_name"], config["filter_subject"]
         body = {"stream_name": stream, "config": {**config, "name": name}}
         made = await self._api(f"CONSUMER.CREATE.{stream}.{name}.{subject}", body)
         if "error" in made:
             log.error("consumer %s: %s", name, made["error"])
+        return "error" not in made
 
     async def _api(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -85,6 +85,8 @@ IN_TURN = 4
 PATIENCE_S = 6.0
 """A tokenizer or NATS that died is back well before this; a client that waited so long is told to retry."""
 
+DECLARE_S = 0.5
+
 ELECTION_S = 15.0
 """Servers of a NATS cluster have noticed by then that their leader is gone, and agreed on another."""
 
@@ -153,6 +155,7 @@ class GatewayActor(Actor):
         self._seen: dict[str, tuple[Here, float]] = {}  # by id
         self._models: dict[str, Model] = {}
         self._lanes: dict[Lane, float] = {}  # and when its consumer was asserted last
+        self._undeclared = False  # a part of the queue is not as it is to be
         self._connected_at = time.monotonic()
         self._ended_per_s = 0.0  # a moving average, for Retry-After
         self._serving: app.Serving | None = None
@@ -170,6 +173,7 @@ class GatewayActor(Actor):
         self._serving = await app.serve(app.build(self, self._given, self._gate), self._given)
         self.spawn(self._tick())
         self.spawn(self._measure())
+        self.spawn(self._declare_again())
         if self._gate.closed:
             self.spawn(self._ring_on())
         if self._sight.exports_metrics:
@@ -209,6 +213,7 @@ class GatewayActor(Actor):
         await asyncio.to_thread(self._sight.close)
 
     async def _declare(self) -> None:
+        done = True
         for stream in STREAMS:
             config = stream.config(replicas=self._given.replicas)
             if stream is JOBS:
@@ -223,13 +228,23 @@ class GatewayActor(Actor):
                     replicas=self._given.replicas,
                     each=each,
                 )
-            await self.bus.declare_stream(config)
+            done &= await self.bus.declare_stream(config)
         for lane in list(self._lanes):  # others may come meanwhile
-            await self._assert(lane)
+            done &= await self._assert(lane)
+        self._undeclared = not done
 
-    async def _assert(self, lane: Lane) -> None:
+    async def _assert(self, lane: Lane) -> bool:
         self._lanes[lane] = time.monotonic()
-        await self.bus.declare_consumer(JOBS.name, consumer(lane))
+        done = await self.bus.declare_consumer(JOBS.name, consumer(lane))
+        self._undeclared = self._undeclared or not done
+        return done
+
+    async def _declare_again(self) -> None:
+        """A cluster that has no leader yet makes no stream, and a busy server may not answer in time."""
+        while True:
+            await asyncio.sleep(DECLARE_S)
+            if self._undeclared and self.bus.up:
+                await self._declare()
 
     # -- those who come and go
 
@@ -252,7 +267,8 @@ class GatewayActor(Actor):
             return ["nats"]
         now = time.monotonic()
         there = {h.role for h, at in self._seen.values() if h.state == "ready" and now - at < SEEN_S}
-        return [role for role in (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER) if role not in there]
+        roles: list[str] = [r for r in (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER) if r not in there]
+        return ["queue", *roles] if self._undeclared else roles
 
     async def families(self, *, whole: bool = True) -> list[Family]:
         """The numbers of the whole service, or of this gateway alone."""
