@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from millrace import __version__
 from millrace import messages as m
+from millrace.errors import Code
 from millrace.metrics import SECONDS, TOKENS, Family, Histogram, Kind
 from millrace.subjects import Role
 
@@ -60,6 +61,20 @@ GROUPED = {
     "rejected_": ("millrace_rejected", "reason", "Requests refused."),
 }
 
+TAKEN_FOR = ("died", "silent", "hung", "forgotten", "yielded", "superseded")
+"""Why a job is taken from an engine, as the ledger says it."""
+
+FROM_ZERO = dict.fromkeys(("dropped", "poisoned", "failed", "forbidden", "reconnects"), 0)
+GATEWAYS_FROM_ZERO = {
+    **FROM_ZERO,
+    **dict.fromkeys(("resumed", "refused_duplicate", "refused_stale", "resends", "resubmitted"), 0),
+    **dict.fromkeys(("detokenizers_switched", "given_up", "expired"), 0),
+    **{f"revoked_{reason}": 0 for reason in TAKEN_FOR},
+    **{f"rejected_{code}": 0 for code in Code},
+}
+"""What is told before it has happened once. Prometheus sees no increase in a series that begins at 1, so the
+first crash, which is the one that matters, would raise no alarm."""
+
 MOST_MODELS = 64
 
 Add = Callable[[str, Kind, str, Mapping[str, str], float | Histogram], None]
@@ -83,10 +98,11 @@ def families(heres: Iterable[m.Here], queue: Mapping[str, int] | None = None) ->
             add("millrace_process_cpu_seconds", "counter", "Processor time used.", who, gauges["cpu_s"])
         if "rss" in gauges:
             add("millrace_process_resident_bytes", "gauge", "Memory in use.", who, gauges["rss"])
+        counts = {**(GATEWAYS_FROM_ZERO if here.role == Role.GATEWAY else FROM_ZERO), **here.counts}
         for key, (name, help) in COUNTED.items():
-            if key in here.counts:
-                add(name, "counter", help, who, here.counts[key])
-        for key, count in here.counts.items():
+            if key in counts:
+                add(name, "counter", help, who, counts[key])
+        for key, count in counts.items():
             for prefix, (name, label, help) in GROUPED.items():
                 if key.startswith(prefix):
                     reason = {label: key.removeprefix(prefix), "replica": here.id}

@@ -1,4 +1,4 @@
-"""Three real nats-servers on loopback addresses of their own, as `millrace broker` configures a cluster."""
+"""Real nats-servers on loopback addresses of their own, as `millrace broker` configures them."""
 
 import asyncio
 import json
@@ -26,7 +26,8 @@ class Cluster:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, host: str) -> None:
-        home = self.folder / f"nats-{self.hosts.index(host) + 1}"
+        alone = len(self.hosts) == 1
+        home = self.folder / ("nats" if alone else f"nats-{self.hosts.index(host) + 1}")
         with (home / "log").open("ab") as log:
             self._running[host] = subprocess.Popen(
                 [binary(), "--config", home / broker.CONFIG], cwd=home, stderr=log
