@@ -1,7 +1,8 @@
 """`make compose-test`: the compose file on a real Docker engine, driven as its user would.
 
 Builds, starts, asks with the OpenAI SDK, kills, pauses, restarts and scales under load, and holds every
-stream against an undisturbed one, byte for byte. Images that cannot be pulled have stand-ins (override.yml).
+stream against an undisturbed one, byte for byte. In the end every request's trace has to have come whole to
+where Jaeger would be. Images that cannot be pulled have stand-ins (override.yml).
 """
 
 import argparse
@@ -17,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from openai import AsyncOpenAI
 
 from tests.chaos.load import Wish, recorded
+from tests.compose.traces import ailments, attempts, by_trace
 from tests.kit.client import Answer, ask
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,6 +32,7 @@ STREAMS = 20
 HANG_S = 60.0
 PAUSE_S = 2.5
 INNER = ("engine", "tokenizer", "detokenizer", "nats")
+TRACES_S = 15.0
 
 
 @dataclass
@@ -36,10 +40,12 @@ class Compose:
     """One project on the Docker engine. Settings travel as the user's would: in the environment."""
 
     port: int
+    traces_port: int
     env: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.env = {**os.environ, "MILLRACE_PORT": str(self.port), "DOCKER_BUILDKIT": "0"}
+        ports = {"MILLRACE_PORT": str(self.port), "MILLRACE_TEST_TRACES": str(self.traces_port)}
+        self.env = {**os.environ, **ports, "DOCKER_BUILDKIT": "0"}
         tool = ["docker-compose"] if _has("docker-compose") else ["docker", "compose"]
         self._command = [*tool, "-p", PROJECT, *(part for file in FILES for part in ("-f", file))]
 
@@ -88,6 +94,7 @@ class Drive:
         self._compose = compose
         self._wishes = wishes
         self.bad = 0
+        self.traces: dict[str, str] = {}  # of the requests so far: what was done meanwhile
 
     async def under(self, name: str, service: str, deed: Deed) -> None:
         """The deed in the midst of twenty streams, each of which has to come out as if it had not been."""
@@ -111,6 +118,7 @@ class Drive:
             if said:
                 wrong.append(f"stream {number + 1}: {said}")
             task.cancel()
+        self.traces |= {answer.headers["x-trace-id"]: name for answer in answers if answer.headers}
         self.bad += len(wrong)
         worst = max(max(answer.gaps, default=0.0) for answer in answers)
         print(
@@ -134,6 +142,36 @@ async def pause(victim: dict[str, Any]) -> None:
 
 async def _docker(verb: str, container: str) -> None:
     await asyncio.to_thread(subprocess.run, ["docker", verb, container], check=True, capture_output=True)
+
+
+async def nothing(_: dict[str, Any]) -> None:
+    pass
+
+
+async def traced(compose: Compose, asked: dict[str, str]) -> int:
+    """How many of these requests have no whole trace at the receiver. The last ones are on their way."""
+    end = time.monotonic() + TRACES_S
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{compose.traces_port}") as http:
+        while True:
+            found = by_trace((await http.get("/traces")).json())
+            if set(asked) <= set(found) or time.monotonic() > end:
+                break
+            await asyncio.sleep(0.3)
+    bad = poorer = 0
+    for trace, meanwhile in asked.items():
+        spans = found.get(trace, [])
+        disturbed = meanwhile.startswith(("kill", "pause", "restart"))
+        if wrong := ailments(spans, undisturbed=not disturbed):
+            bad += 1
+            print(f"trace {trace}, {meanwhile}: {'; '.join(wrong)}")
+        poorer += disturbed and bool(ailments(spans, undisturbed=True))
+    again = sum(attempts(found[trace]) > 1 for trace in asked if trace in found)
+    print(f"{len(asked) - bad} of {len(asked)} traces whole, {again} of them with a fail-over, linked")
+    print(f"{poorer} lack a hop that its process or NATS took with it")
+    if not again:
+        print("no request had to go on elsewhere: nothing was tried")
+        bad += 1
+    return bad
 
 
 async def sdk(url: str, model: str) -> None:
@@ -168,6 +206,8 @@ async def drive(compose: Compose, model: str) -> int:
         await compose.well(service, 3 if service == "engine" else 1)
     await held.under("scale engine 3 to 1", "engine", order("up", "-d", "--scale", "engine=1"))
     await sdk(compose.url, model)
+    await held.under("nothing", "gateway", nothing)
+    held.bad += await traced(compose, held.traces)
     print("0 failed or changed streams" if not held.bad else f"{held.bad} streams failed or changed")
     return 1 if held.bad else 0
 
@@ -175,10 +215,11 @@ async def drive(compose: Compose, model: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make compose-test")
     parser.add_argument("--port", type=int, default=18080)
+    parser.add_argument("--traces-port", type=int, default=18081)
     parser.add_argument("--model", default="sim")
     parser.add_argument("--keep", action="store_true", help="leave it running")
     given = parser.parse_args()
-    compose = Compose(given.port)
+    compose = Compose(given.port, given.traces_port)
     compose.env["MILLRACE_MODEL"] = given.model
     print("building the images and starting the service: a few minutes, the first time", flush=True)
     try:
