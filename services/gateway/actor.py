@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -291,7 +292,7 @@ class GatewayActor(Actor):
         return self._given.kill_button and self.shown
 
     def kill_engine(self) -> str:
-        return kill.busiest(self._others())
+        return kill.busiest(self._others(), Counter(e.engine for e in self._ledger.entries.values()))
 
     def picture(self, *, whole: bool) -> dict[str, Any]:
         own = self.here("draining" if self.draining else "ready", os.getpid())

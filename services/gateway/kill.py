@@ -7,7 +7,7 @@ cannot press it: it may not send the header, and a name that was made to lead he
 import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -37,12 +37,12 @@ def routes(desk: Desk) -> list[HTTPRouteHandler]:
     return [at("POST", "/ui/kill", pressed)]
 
 
-def busiest(heres: Iterable[Here]) -> str:
-    """Ends the engine with most in hand that is a child of our own parent; its id."""
+def busiest(heres: Iterable[Here], held: Mapping[str, int]) -> str:
+    """Ends the engine that holds most of our requests, of those that are children of our own parent; its id."""
     engines = [here for here in heres if here.role == Role.ENGINE and _beside(here.pid)]
     if not engines:
         raise Failure(Code.UNAVAILABLE, "No engine runs here just now.", retry_after=1.0)
-    here = max(engines, key=lambda here: here.load)
+    here = max(engines, key=lambda here: held.get(here.id, 0))
     os.kill(here.pid, signal.SIGKILL)
     return here.id
 
