@@ -38,7 +38,7 @@ def routes(desk: Desk) -> list[HTTPRouteHandler]:
 
 
 def busiest(heres: Iterable[Here], held: Mapping[str, int]) -> str:
-    """Ends the engine that holds most of our requests, of those that are children of our own parent; its id."""
+    """Ends the engine that holds most of our requests, if it was started by our own parent; its id."""
     engines = [here for here in heres if here.role == Role.ENGINE and _beside(here.pid)]
     if not engines:
         raise Failure(Code.UNAVAILABLE, "No engine runs here just now.", retry_after=1.0)
