@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from millrace import __version__, model_command, settings, talk
+from millrace import __version__, completion, model_command, settings, talk
 from millrace.settings import ROLES, SettingError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ COMMANDS = {
     "model": "convert, list, check and remove models",
     "broker": "write a nats-server configuration and the roles' passwords, for a server of your own",
     "healthy": "say whether the process that writes this file is well: a container's health check",
+    "completion": "print what lets a shell complete these commands, like: . <(millrace completion bash)",
     "version": "print the version",
 }
 
@@ -129,6 +130,9 @@ def _run(command: str, args: dict[str, Any]) -> int:
         return _key(args["tenant"])
     if command == "trace":
         return _trace(args)
+    if command == "completion":
+        print(completion.script(_parser(), args["shell"]), end="")
+        return 0
     if command in ("chat", "complete"):
         return _asking(lambda client: talk.run(command, client, args), args)
     if command == "model":
@@ -329,6 +333,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     trace.add_argument("--last", action="store_true", help="the request that came last (the default)")
     trace.add_argument("--slow", action="store_true", help="the slowest of those that are kept")
+    made["completion"].add_argument("shell", choices=completion.SHELLS)
     for name in ("chat", "complete"):
         talk.add_arguments(made[name], name)
         made[name].add_argument("--url", help="of the service (default: the one that runs on this machine)")
