@@ -14,7 +14,7 @@ import msgspec
 from millrace import models, settings, store, whole
 from millrace.columns import size, table
 
-CONVERTED = {"int8": 0.8, "int4": 0.6, "fp32": 2.2}
+CONVERTED = {"int8": 0.8, "int4": 0.6, "fp32": 2.2, "fp16": 1.2}
 """Bytes of a conversion, at most, for each byte of 16-bit weights; its tables of words are always 16 bits."""
 
 STORE_HELP = "where models are kept (default: $XDG_DATA_HOME/millrace/models)"
@@ -69,11 +69,19 @@ def _conversion(parser: argparse.ArgumentParser) -> None:
     """How a conversion is done, and what its result is called."""
     parser.add_argument(
         "--quant",
-        choices=("int8", "int4", "fp32"),
-        help="of the weights (default: int8; weights that are in 4 bits already stay as they are)",
+        choices=("int8", "int4", "fp32", "fp16"),
+        help="of the weights (default: int8, and fp16 for CUDA; weights in 4 bits already stay as they are)",
     )
     parser.add_argument(
-        "--cache", choices=("int8", "fp32"), default="int8", help="of keys and values (default: int8)"
+        "--cache",
+        choices=("int8", "fp32", "fp16"),
+        help="of keys and values (default: int8; for CUDA it is always fp16)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="what the graphs are written for (default: cpu); making them needs no GPU",
     )
     parser.add_argument(
         "--calibrate",
@@ -210,7 +218,7 @@ def _convert(root: Path, folder: Path, out: Path | None, name: str | None, **how
     else:
         from millrace.convert import usual
 
-        name = name or f"{folder.resolve().name}-{how['quant'] or usual(folder)}"
+        name = name or f"{folder.resolve().name}-{how['quant'] or usual(folder, how['device'])}"
         keep(root, name, str(folder.resolve()), folder, how)
     return 0
 
@@ -232,7 +240,7 @@ def _pull(root: Path, repo: str, name: str | None, **how: Any) -> int:
     wanted = hub.Repo(repo)
     name = name or wanted.id
     store.check_free(root, name)
-    pulled = wanted.pull(CONVERTED[how["quant"] or "int8"], root)
+    pulled = wanted.pull(CONVERTED[how["quant"] or ("fp16" if how["device"] == "cuda" else "int8")], root)
     keep(root, name, f"hub:{wanted.id}@{pulled.commit}", pulled.folder, how)
     print(f"what was downloaded stays in the Hub's cache: {pulled.folder}")
     return 0
@@ -246,14 +254,14 @@ def keep(root: Path, name: str, source: str, folder: Path, how: dict[str, Any]) 
 
 
 def convert_into(
-    folder: Path, out: Path, quant: Any, cache: Any, calibrate: Path | None, accept: bool
+    folder: Path, out: Path, quant: Any, cache: Any, calibrate: Path | None, accept: bool, device: Any
 ) -> None:
     from millrace.convert import Poor, card, convert
 
     began = time.monotonic()
     try:
         words = calibrate.read_text(encoding="utf-8") if calibrate else None
-        convert(folder, out, quant, progress_bar(), cache=cache, words=words, accept=accept)
+        convert(folder, out, quant, progress_bar(), cache=cache, words=words, accept=accept, device=device)
     except Poor as error:
         print(error.quality.table())
         raise

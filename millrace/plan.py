@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -10,11 +11,13 @@ import numpy as np
 from millrace import models
 from millrace.capacity import Fit, Needs, tokens_per_second
 
-WEIGHT_BYTES = {"int8": 1.0, "int4": 0.625, "fp32": 4.0}
+Device = Literal["cpu", "cuda"]
+
+WEIGHT_BYTES = {"int8": 1.0, "int4": 0.625, "fp32": 4.0, "fp16": 2.0}
 """Of a linear layer's weight; four bits come in blocks of 32 with a scale each."""
 
 PACKED_COPIES = {"int8": 0, "int4": 2, "fp32": 2}
-"""Copies beside the file: only 8-bit weights are mapped as they are used, the others each session packs."""
+"""On the processor: only 8-bit weights are mapped as they are used, the others each session packs."""
 
 PROBE_BYTES = 1 << 30
 """More than any processor's cache: of 256 MB a large one kept so much that twice the speed was seen."""
@@ -46,8 +49,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_second: dict[int, float]  # of one stream, by what it holds
 
 
-def needs(model: models.Model) -> Needs:
-    """ValueError if the model's files do not tell."""
+def needs(model: models.Model, device: Device = "cpu") -> Needs:
+    """ValueError if the model's files do not tell. `device`: what a folder that is not converted will be
+    converted for."""
     from millrace.convert import card, read_architecture, usual  # noqa: PLC0415 - ONNX, which takes a second
 
     if model.guest:
@@ -66,14 +70,14 @@ def needs(model: models.Model) -> Needs:
         of = card.load(model.folder)
         data = models.inside(model.folder, of.data).stat().st_size
         linear = max(0, data - 2 * of.vocab * of.hidden)  # one row of the words' table is read, not all
-        held = data + PACKED_COPIES[of.quant] * linear
+        held = data + (PACKED_COPIES[of.quant] * linear if of.device == "cpu" else 0)
         return Needs(held, linear, of.token_bytes, of.vocab, of.max_len, of.layers)
     a = read_architecture(model.folder)
     layer = a.hidden * (a.q_dim + 2 * a.kv_dim) + a.q_dim * a.hidden + 3 * a.hidden * a.inner
-    quant = usual(model.folder)
+    quant = usual(model.folder, device)
     linear = int((len(a.layers) * layer + a.vocab * a.hidden) * WEIGHT_BYTES[quant])
-    token = 2 * len(a.layers) * a.kv_heads * a.head_dim
-    held = 2 * a.vocab * a.hidden + (1 + PACKED_COPIES[quant]) * linear
+    token = 2 * len(a.layers) * a.kv_heads * a.head_dim * (2 if device == "cuda" else 1)
+    held = 2 * a.vocab * a.hidden + (1 + (PACKED_COPIES[quant] if device == "cpu" else 0)) * linear
     return Needs(held, linear, token, a.vocab, a.max_len, len(a.layers))
 
 

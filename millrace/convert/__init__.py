@@ -25,9 +25,10 @@ import msgspec
 from millrace import whole
 from millrace.convert import architecture, calibrate, card, packed, quality, text
 from millrace.convert.architecture import Architecture
-from millrace.convert.card import Cache, Card, Quant
+from millrace.convert.card import Cache, Card, Device, Quant
 from millrace.convert.forward import Exact, Planned
 from millrace.convert.graph import Graph, Store
+from millrace.convert.linear import OF_GPU
 from millrace.convert.network import CANDIDATES, Form, Network, Plan
 from millrace.convert.packed import Packed
 from millrace.convert.quality import Quality
@@ -61,6 +62,10 @@ BESIDE = (
 
 DATA = "weights.bin"
 
+ON_CPU: tuple[Quant, ...] = ("int8", "int4", "fp32")
+CPU_CACHES: tuple[Cache, ...] = ("int8", "fp32")
+GPU_CACHES: tuple[Cache, ...] = ("fp16",)
+
 
 def convert(
     folder: Path,
@@ -68,37 +73,46 @@ def convert(
     quant: Quant | None = None,
     progress: Progress = lambda done, total, what: None,
     *,
-    cache: Cache = "int8",
+    cache: Cache | None = None,
     max_len: int = 0,
     words: str | None = None,
     accept: bool = False,
+    device: Device = "cpu",
 ) -> Path:
     """Convert a model; ValueError if it cannot be done, and then `out` does not exist.
 
     A result that is far from the original is such an error, unless it is accepted as it is. It is chosen by,
     and measured on, the text `words`; without one, the folder's own, or ours. Weights that are in 4 bits
-    already stay as they are, unless another `quant` is asked for.
+    already stay as they are, unless another `quant` is asked for. For CUDA weights have 16
+    bits where no `quant` is asked for, and keys and values always.
     """
-    if quant not in (None, *get_args(Quant)) or cache not in get_args(Cache):
-        raise ValueError(f"quantisation {quant!r} with a cache of {cache!r} is not known")
+    if device not in get_args(Device):
+        raise ValueError(f"device {device!r} is not known: it is cpu or cuda")
+    quants, caches = (tuple(OF_GPU), GPU_CACHES) if device == "cuda" else (ON_CPU, CPU_CACHES)
+    cache = cache or caches[0]
+    if quant not in (None, *quants) or cache not in caches:
+        raise ValueError(
+            f"quantisation {quant!r} with a cache of {cache!r} is not known on {device}: "
+            f"there are {', '.join(quants)} with {' or '.join(caches)}"
+        )
     if out.exists():
         raise ValueError(f"{out} exists already")
     a = read_architecture(folder, max_len)
     weights = packed.opened(folder)
-    quant = quant or usual(folder)
+    quant = quant or usual(folder, device)
     if not a.tied and "lm_head.weight" not in weights:
         raise ValueError(f"{folder}: the tensor lm_head.weight is missing, and the heads are not tied")
     with whole.making(out) as made:
         made.mkdir()
-        found = _write(folder, made, a, weights, quant, cache, words, progress)
+        found = _write(folder, made, a, weights, quant, cache, device, words, progress)
         if (faults := found.faults(quant)) and not accept:
             raise Poor(found, faults)
     return out
 
 
-def usual(folder: Path) -> Quant:
+def usual(folder: Path, device: Device = "cpu") -> Quant:
     """The quantisation of a folder where none is asked for."""
-    return "int4" if packed.form_of(folder) else "int8"
+    return "int4" if packed.form_of(folder) else "fp16" if device == "cuda" else "int8"
 
 
 def read_architecture(folder: Path, max_len: int = 0) -> Architecture:
@@ -112,6 +126,7 @@ def _write(
     weights: Weights,
     quant: Quant,
     cache: Cache,
+    device: Device,
     words: str | None,
     progress: Progress,
 ) -> Quality:
@@ -122,9 +137,11 @@ def _write(
         progress(next(steps), total, what)
 
     texts = text.halves(folder, text.of(folder) if words is None else words, a)
-    plan = Plan(quant)
+    half = device == "cuda"
+    plan = Plan(OF_GPU[quant] if half else quant, half=half)
     if quant == "int4" and isinstance(weights, Packed):
-        plan = Plan("int8", packed=True)  # what is not in 4 bits had its reasons
+        # What is not in 4 bits had its reasons.
+        plan = Plan("fp16" if half else "int8", packed=True, half=half)
     digests = []
     graphs = {}
     with Store(out / DATA) as store:
@@ -160,6 +177,7 @@ def _write(
         kernels=plan.kernels,
         smoothed=sorted(plan.smooth),
         quality=found,
+        device=device,
         source=str(folder.resolve()),
         digest=hashlib.sha256("".join(digests).encode()).hexdigest(),
     )

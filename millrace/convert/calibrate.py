@@ -73,7 +73,7 @@ def arithmetic(a: Architecture, plan: Plan, linear: Linear, x: Floats, stream: F
 
     `stream`: what its output becomes a part of, if its error is to be judged by that.
     """
-    if plan.kernel == "fp32" or (plan.packed and linear.packed):
+    if plan.kernel == "fp32" or plan.half or (plan.packed and linear.packed):
         return
     rows = slice(None, None, max(1, len(x) // ROWS))
     x, weights = x[rows], linear.weights()

@@ -1,9 +1,10 @@
 """What the engine has to know of a converted model without opening its graphs: `millrace.json`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from millrace import models
 from millrace.convert.quality import Quality
@@ -11,8 +12,14 @@ from millrace.convert.quality import Quality
 NAME = models.CARD
 VERSION = 1
 
-Quant = Literal["int8", "int4", "fp32"]
-Cache = Literal["int8", "fp32"]
+Quant = Literal["int8", "int4", "fp32", "fp16"]
+Cache = Literal["int8", "fp32", "fp16"]
+Device = Literal["cpu", "cuda"]
+CACHES: dict[str, np.dtype[Any]] = {
+    "int8": np.dtype(np.int8),
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+}
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,13 +41,18 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     kernels: dict[str, str] = {}  # linear layers that are computed in another way than most
     smoothed: list[str] = []  # linear layers whose weights took a part of their inputs' differences
     quality: Quality | None = None  # as it was measured when the model was converted
+    device: Device = "cpu"  # what the graphs are written for
     source: str = ""  # the folder it was made from, on the machine where it was made
     digest: str  # of weights and graphs: two folders with the same one give the same answers
 
     @property
     def token_bytes(self) -> int:
         """Keys and values of one token."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * (1 if self.cache == "int8" else 4)
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.cache_kind.itemsize
+
+    @property
+    def cache_kind(self) -> np.dtype[Any]:
+        return CACHES[self.cache]
 
 
 def load(folder: Path) -> Card:

@@ -47,10 +47,9 @@ def evaluate(
 def logits(folder: Path, made: Card, tokens: list[int]) -> Iterator[Floats]:
     """After each token, some tokens at a time, from the graph that the engine computes prompts with."""
     graph = session(str(folder / made.graphs["chunk"]))
-    kind = np.int8 if made.cache == "int8" else np.float32
     names = [f"chunk.{kv}.{i}" for i in range(made.layers) for kv in "kv"]
     shape = (1, made.kv_heads, len(tokens), made.head_dim)
-    past = {name: np.zeros(shape, kind) for name in names}
+    past = {name: np.zeros(shape, made.cache_kind) for name in names}
     for rows in portions(made.vocab, len(tokens)):
         some = np.array(tokens[rows], np.int64)
         end = rows.start + len(some)

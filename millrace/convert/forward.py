@@ -139,7 +139,7 @@ def _layer(
     found = []
     for state in states:
         count = len(state[0])
-        empty = np.zeros((1, a.kv_heads, count, a.head_dim), np.int8 if plan.scales else np.float32)
+        empty = np.zeros((1, a.kv_heads, count, a.head_dim), plan.cache)
         x, delta, *inputs, keys, values = run.run(
             [*results, f"chunk.k.{i}.out", f"chunk.v.{i}.out"],
             {

@@ -7,7 +7,12 @@
     int4    weights in 4 bits by blocks; reads half the bytes, which wins where one row is computed
     packed  the same with the codes of a folder that has its weights in 4 bits
 
-All but fp32 sum integers, so a row's result does not depend on the rows beside it.
+    fp16    for a GPU, whose kernels read 16 bits: activations and weights
+    half8   the same activations, weights in 8 bits by blocks
+    half4   the same activations, weights in 4 bits by blocks
+
+Those of the processor but fp32 sum integers, so a row's result does not depend on the rows beside it. A GPU's
+do not promise that.
 """
 
 from collections.abc import Callable, Iterator
@@ -124,9 +129,10 @@ def int4(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
     return _int4(g, x, weights, k, n, BLOCK)
 
 
-def packed(g: Graph, x: str, name: str, k: int, n: int, codes: Codes) -> str:
-    """The codes as they came, in blocks as ONNX Runtime has them."""
+def packed(g: Graph, x: str, name: str, k: int, n: int, codes: Codes, *, half: bool = False) -> str:
+    """The codes as they came, in blocks as ONNX Runtime has them. `half`: for a GPU."""
     size = codes.block
+    kind = np.float16 if half else np.float32
     times = -(-k // size) // codes.scales.shape[1]  # blocks of a group
 
     def fours() -> npt.NDArray[np.uint8]:
@@ -137,18 +143,51 @@ def packed(g: Graph, x: str, name: str, k: int, n: int, codes: Codes) -> str:
         x = g.node("Gather", x, g.weight(f"{name}.order", lambda: order), axis=-1)
     inputs = [
         g.weight(f"{name}.int4", fours),
-        g.weight(f"{name}.scales", lambda: np.repeat(codes.scales, times, axis=1)),
+        g.weight(f"{name}.scales", lambda: np.repeat(codes.scales, times, axis=1).astype(kind)),
     ]
     if (codes.zeros != 8).any():
         zeros = np.repeat(codes.zeros, times, axis=1)
         inputs.append(
             g.weight(f"{name}.zeros", lambda: _paired(np.pad(zeros, ((0, 0), (0, len(zeros[0]) % 2)))))
         )
-    return _int4(g, x, inputs, k, n, size)
+    return _half(g, x, inputs, k, n, size, bits=4) if half else _int4(g, x, inputs, k, n, size)
 
 
 def _int4(g: Graph, x: str, inputs: list[str], k: int, n: int, size: int) -> str:
     return g.contrib("MatMulNBits", x, *inputs, K=k, N=n, bits=4, block_size=size, accuracy_level=4)
+
+
+def fp16(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
+    weights = g.weight(f"{name}.fp16", lambda: make().T.astype(np.float16))
+    return widened(g, g.node("MatMul", halved(g, x), weights))
+
+
+def half8(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
+    codes = cache(lambda: eights(make()))
+    weights = [g.weight(f"{name}.half8", lambda: codes()[0]), g.weight(f"{name}.scales", lambda: codes()[1])]
+    return _half(g, x, weights, k, n, BLOCK, bits=8)
+
+
+def half4(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
+    codes = cache(lambda: blocks(make()))
+    weights = [
+        g.weight(f"{name}.half4", lambda: codes()[0]),
+        g.weight(f"{name}.scales", lambda: codes()[1].astype(np.float16)),
+    ]
+    return _half(g, x, weights, k, n, BLOCK, bits=4)
+
+
+def _half(g: Graph, x: str, inputs: list[str], k: int, n: int, size: int, *, bits: int) -> str:
+    made = g.contrib("MatMulNBits", halved(g, x), *inputs, K=k, N=n, bits=bits, block_size=size)
+    return widened(g, made)
+
+
+def halved(g: Graph, x: str) -> str:
+    return g.node("Cast", x, to=10)
+
+
+def widened(g: Graph, x: str) -> str:
+    return g.node("Cast", x, to=1)
 
 
 def _paired(fours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -176,4 +215,32 @@ def blocks(weights: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
     return codes, scales
 
 
-KERNELS: dict[str, Kernel] = {"fp32": fp32, "int8": int8, "wide": wide, "fine": fine, "int4": int4}
+def eights(weights: Floats) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
+    """Symmetric 8 bits around 128 in blocks along the inputs: [out, blocks, BLOCK] and [out, blocks]."""
+    n, k = weights.shape
+    count = -(-k // BLOCK)
+    codes, scales = np.empty((n, count, BLOCK), np.uint8), np.empty((n, count), np.float16)
+    for some in parts(weights):
+        padded = np.pad(weights[some], ((0, 0), (0, -k % BLOCK))).reshape(-1, count, BLOCK)
+        # Codes are of the scale as it is stored; one too small for 16 bits is a block of next to nothing.
+        scale = (np.abs(padded).max(axis=2) / np.float32(127)).astype(np.float16)
+        scale[scale == 0] = np.finfo(np.float16).tiny
+        steps = np.rint(padded / scale.astype(np.float32)[:, :, None])
+        codes[some] = (np.clip(steps, -128, 127) + 128).astype(np.uint8)
+        scales[some] = scale
+    return codes, scales
+
+
+KERNELS: dict[str, Kernel] = {
+    "fp32": fp32,
+    "int8": int8,
+    "wide": wide,
+    "fine": fine,
+    "int4": int4,
+    "fp16": fp16,
+    "half8": half8,
+    "half4": half4,
+}
+
+OF_GPU = {"fp16": "fp16", "int8": "half8", "int4": "half4"}
+"""The kernel of each quantisation on a GPU."""

@@ -61,11 +61,17 @@ class Plan:
     kernels: dict[str, str] = field(default_factory=dict)
     scales: list[Scales] = field(default_factory=list)  # one a layer; none: keys and values stay fp32
     packed: bool = False  # layers that came in 4 bits keep them, and nothing is folded into any layer
+    half: bool = False  # for a GPU: attention, keys and values in 16 bits; the stream between layers in 32
     smooth: dict[str, Floats] = field(default_factory=dict)
     """What an input channel of a linear layer is divided by, and its weights are multiplied with.
 
     The division costs nothing: it is done to the weights of whatever comes before.
     """
+
+    @property
+    def cache(self) -> type[np.generic]:
+        """What keys and values are kept as."""
+        return np.float16 if self.half else np.int8 if self.scales else np.float32
 
 
 @dataclass(frozen=True)
@@ -266,11 +272,12 @@ class Network:
         """One side's attention, which also writes its keys and values in place, behind those of before."""
         g, a, layer = self.g, self.a, self.a.layers[i]
         scales = self._plan.scales[i] if self._plan.scales else None
-        kind = np.int8 if scales else np.float32
+        half = self._plan.half
+        kind = self._plan.cache
         shape: list[int | str] = [f"{name}.slots", a.kv_heads, "max_len", a.head_dim]
         past = [g.input(f"{name}.{kv}.{i}", kind, shape) for kv in "kv"]
         present = tuple(f"{name}.{kv}.{i}.out" for kv in "kv")
-        inputs = [qkv, "", "", *past, side.before, side.longest]
+        inputs = [linear.halved(g, qkv) if half else qkv, "", "", *past, side.before, side.longest]
         inputs += [*(self._rope(layer.rope) if layer.rope else ("", "")), "", "", ""]
         if scales:
             inputs += [g.weight(f"k_scale.{i}", lambda: scales.keys)]
@@ -291,15 +298,16 @@ class Network:
         )
         for each in present:
             g.output(each, kind, shape)
-        return out
+        return linear.widened(g, out) if half else out
 
     def _rope(self, rope: Rope) -> tuple[str, str]:
         g, kinds = self.g, sorted({repr(layer.rope) for layer in self.a.layers})
         n = kinds.index(repr(rope))
         length = self.a.max_len
+        bits = np.float16 if self._plan.half else np.float32
         return (
-            g.weight(f"cos.{n}", lambda: rope.tables(length)[0]),
-            g.weight(f"sin.{n}", lambda: rope.tables(length)[1]),
+            g.weight(f"cos.{n}", lambda: rope.tables(length)[0].astype(bits)),
+            g.weight(f"sin.{n}", lambda: rope.tables(length)[1].astype(bits)),
         )
 
     def _mlp(self, at: str, x: str) -> str:
@@ -360,7 +368,7 @@ class Network:
         codes = self._codes(stored, k)
         self.linears.append(Linear(name, x, k, n, weights, packed=codes is not None))
         if codes and plan.packed:
-            y = linear.packed(self.g, x, name, k, n, codes)
+            y = linear.packed(self.g, x, name, k, n, codes, half=plan.half)
         else:
             y = KERNELS[plan.kernels.get(name, plan.kernel)](self.g, x, name, k, n, smoothed)
         if bias:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-MOST = {"fp32": (0.01, 0.02), "int8": (0.05, 0.05), "int4": (0.3, 0.3)}
+MOST = {"fp32": (0.01, 0.02), "fp16": (0.01, 0.02), "int8": (0.05, 0.05), "int4": (0.3, 0.3)}
 """By quantisation: how many nats of KL, and what share of perplexity, may be lost.
 
 Sound 8-bit conversions lose a tenth of this; 4 bits in blocks of 32 lose a tenth to a third, the more the

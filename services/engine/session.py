@@ -188,7 +188,7 @@ class Cache:
     """
 
     def __init__(self, of: card.Card, slots: int, max_len: int, places: int = 0):
-        kind = np.int8 if of.cache == "int8" else np.float32
+        kind = of.cache_kind
         self._all = _mapped(kind, of.layers, 2, slots, of.kv_heads, max_len, of.head_dim)
         self.empty: Array = np.empty((of.layers, 2, of.kv_heads, BLOCK, of.head_dim), kind)
         self.pool = _mapped(kind, places, *self.empty.shape)
@@ -208,8 +208,8 @@ class Cache:
             first[:, :, :behind] = kept
 
 
-def _mapped(kind: type[np.generic], *shape: int) -> Array:
-    size = math.prod(shape) * np.dtype(kind).itemsize
+def _mapped(kind: np.dtype[Any], *shape: int) -> Array:
+    size = math.prod(shape) * kind.itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     memory = mmap.mmap(-1, max(size, 1), flags=flags)
     return np.frombuffer(memory, kind, math.prod(shape)).reshape(shape)

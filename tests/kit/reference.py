@@ -6,6 +6,7 @@ not in the other. Quantisation is modelled where it is asked for: the same round
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,20 @@ def int4(x: Wide, w: Wide, block: int = 32) -> Wide:
     return result
 
 
+def by_blocks(x: Wide, w: Wide, *, bits: int) -> Wide:
+    """Weights alone, in blocks of 32 with scales of 16 bits."""
+    blocks = np.pad(w, ((0, 0), (0, -w.shape[1] % 32))).reshape(len(w), -1, 32)
+    peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[:, :, None], axis=2)
+    s = np.where(peak == 0, 1, np.abs(peak) / 127 if bits == 8 else peak / -8)
+    stored = s.astype(np.float16).astype(np.float64)
+    most = 2 ** (bits - 1)
+    codes = np.clip(np.rint(blocks / (stored if bits == 8 else s)), -most, most - 1) * stored
+    y: Wide = x @ codes.reshape(len(w), -1)[:, : w.shape[1]].T
+    return y
+
+
 LINEARS: dict[str, Linear] = {"fp32": exact, "int8": int8, "int4": int4}
+BLOCKS: dict[str, Linear] = {"int8": partial(by_blocks, bits=8), "int4": partial(by_blocks, bits=4)}
 
 
 def logits(

@@ -9,6 +9,8 @@ import pytest
 
 from millrace.convert import calibrate, convert
 from millrace.convert.card import Quant
+from millrace.convert.network import Form
+from millrace.convert.runtime import session
 from millrace.messages import Sampling
 from services.engine.scheduler import Chunk, Step
 from services.engine.sequence import Sequence
@@ -115,6 +117,56 @@ def test_quantised(tmp_path: Path, name: str, quant: Quant, monkeypatch: pytest.
     # follows; a text in which none does agrees to the last digits.
     assert sorted(errors)[1] < 2e-5
     assert max(errors) < 0.1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_for_cuda(tmp_path: Path, name: str) -> None:
+    """The graphs for a GPU, on a processor: every family, to the precision of 16 bits."""
+    config = FAMILIES[name]
+    write_checkpoint(tmp_path / "hub", config)
+    folder = convert(tmp_path / "hub", tmp_path / "m", device="cuda", accept=True)
+    model = OrtModel(folder, SLOTS, 16, max_len=256)
+    tokens = words(config, 45)
+    found, at = computed(model, tokens, chunk=6)
+    expected = reference.logits(
+        config, random_tensors(config), tokens, length=config["max_position_embeddings"]
+    )
+
+    # Keys with large biases have few of their 16 bits left for the rest.
+    assert error(found, expected[at]) < (3e-2 if name == "loud keys" else 1e-2)
+
+
+@pytest.mark.parametrize("quant", reference.BLOCKS)
+def test_blocks_for_cuda(tmp_path: Path, quant: Quant) -> None:
+    """Weights by blocks, with their roundings modelled."""
+    config = FAMILIES["qwen3"]
+    write_checkpoint(tmp_path / "hub", config)
+    folder = convert(tmp_path / "hub", tmp_path / "m", quant, device="cuda", accept=True)
+    model = OrtModel(folder, SLOTS, 16, max_len=256)
+    tokens = words(config, 45)
+    found, at = computed(model, tokens, chunk=6)
+    length = config["max_position_embeddings"]
+    weights = random_tensors(config)
+    expected = reference.logits(config, weights, tokens, reference.BLOCKS[quant], length=length)
+
+    assert error(found, expected[at]) < 1e-2
+
+
+@pytest.mark.parametrize("quant", ["fp16", "int8", "int4"])
+def test_graphs_for_cuda(tmp_path: Path, quant: Quant) -> None:
+    """Every form opens, has no operator that only a processor has, and keeps keys and values in 16 bits."""
+    import onnx
+
+    write_checkpoint(tmp_path / "hub", FAMILIES["gemma2"])
+    folder = convert(tmp_path / "hub", tmp_path / "m", quant, device="cuda", accept=True)
+    paths = sorted(folder.glob("*.onnx"))
+    assert len(paths) == len(Form)
+    for path in paths:
+        made = session(str(path))
+        used = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+        assert not used & {"MatMulIntegerToFloat", "QuantizeLinear", "DynamicQuantizeMatMul"}
+        kept = {each.type for each in (*made.get_inputs(), *made.get_outputs()) if ".k." in each.name}
+        assert kept == {"tensor(float16)"}
 
 
 def test_loud_keys_get_a_scale_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
