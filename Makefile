@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: setup up test check fmt chaos compose-test simulate bench docs lock clean
+.PHONY: setup up test check audit fmt chaos compose-test simulate bench docs lock clean
 
 setup: .venv/ready
 
@@ -26,6 +26,9 @@ check: setup       ## style, types, and that generated docs are current
 	$(BIN)/mypy
 	$(BIN)/python -m tests.contract.wire --check
 	$(BIN)/python -m tests.contract.chart --check
+
+audit: setup       ## known vulnerabilities of what is locked, where pip's index can tell
+	$(BIN)/python -m tests.contract.audit
 
 fmt: setup
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,8 @@
-"""Dashboards and alerts ask for metrics that there are."""
+"""Dashboards and alerts ask for metrics that there are, and docs/operations.md knows each alert."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -11,7 +13,7 @@ from millrace.metrics import text
 from millrace.subjects import Role
 from tests.kit import nats_exporter
 from tests.kit.prometheus import parse
-from tests.kit.queries import DASHBOARDS, alerts, drawn, names, panels
+from tests.kit.queries import DASHBOARDS, RULES, alerts, drawn, names, panels
 
 ROOT = Path(__file__).parents[2]
 QUERIES = {**drawn(), **alerts()}
@@ -62,3 +64,13 @@ def test_a_dashboard_is_whole(path: Path) -> None:
     assert len({panel["id"] for panel in found}) == len(found)
     assert max(x for x, _ in taken) < 24
     assert {target["datasource"]["uid"] for panel in found for target in panel["targets"]} <= uids
+
+
+def test_the_runbook_has_every_alert_and_no_other() -> None:
+    groups: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
+    named = {rule["alert"] for group in groups for rule in group["rules"]}
+    headings = re.findall(
+        r"^\*\*((?:Millrace|Nats)\w+)\.\*\*", (ROOT / "docs/operations.md").read_text(), re.M
+    )
+
+    assert sorted(named) == sorted(headings)
