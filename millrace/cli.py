@@ -32,6 +32,7 @@ COMMANDS = {
     "model": "convert, list, check and remove models",
     "broker": "write a nats-server configuration and the roles' passwords, for a server of your own",
     "healthy": "say whether the process that writes this file is well: a container's health check",
+    "doctor": "say what would keep it from working here, and what mends that",
     "completion": "print what lets a shell complete these commands, like: . <(millrace completion bash)",
     "version": "print the version",
 }
@@ -130,6 +131,8 @@ def _run(command: str, args: dict[str, Any]) -> int:
         return _key(args["tenant"])
     if command == "trace":
         return _trace(args)
+    if command == "doctor":
+        return _doctor(args)
     if command == "completion":
         print(completion.script(_parser(), args["shell"]), end="")
         return 0
@@ -254,6 +257,14 @@ def _order(command: str, args: dict[str, Any]) -> int:
     return 0
 
 
+def _doctor(args: dict[str, Any]) -> int:
+    from millrace import doctor
+
+    as_json = args.pop("json")
+    up, gateway = settings.load(settings.Up, args), settings.load(settings.Gateway, {})
+    return doctor.run(up, gateway, as_json=as_json, say=print)
+
+
 def _asking(run: "Callable[[Client], int]", args: dict[str, Any]) -> int:
     """Run a command that asks the service at --url, or the one on this machine."""
     from millrace import control
@@ -324,6 +335,8 @@ def _parser() -> argparse.ArgumentParser:
         "file", type=Path, nargs="?", help="as its --alive names it (default: $MILLRACE_ALIVE)"
     )
     made["healthy"].add_argument("--live", action="store_true", help="whether it runs, ready or not")
+    made["doctor"].add_argument("--json", action="store_true", help="print a JSON list")
+    _add_flags(made["doctor"], settings.Up, only={"host", "port", "model", "models", "engines", "state_dir"})
     made["ps"].add_argument("--json", action="store_true", help="print a JSON list")
     made["scale"].add_argument("size", metavar="role=number", help="like engine=3")
     made["restart"].add_argument("role", nargs="?", help="gateway, tokenizer, engine, detokenizer or nats")
