@@ -60,7 +60,7 @@ HELP = {
     "deadline_s": "seconds a request may take; a client may ask for less",
     "max_body": "bytes a request's body may have",
     "drain_s": "seconds that streams may go on after SIGTERM",
-    "silence_ms": "a running request this quiet has its engine pinged",
+    "silence_ms": "a running request this quiet has its engine pinged; slow steps are given more",
     "ping_ms": "milliseconds a ping may take",
     "pings": "unanswered pings until an engine counts as gone",
     "connections": "connections that may be open at once",

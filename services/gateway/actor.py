@@ -532,6 +532,7 @@ class GatewayActor(Actor):
             case m.Yielded():
                 self._do(self._ledger.yielded(message, now))
             case m.Hops():
+                self._ledger.hops(message)
                 self._sight.told(message)
         return None
 

@@ -13,7 +13,7 @@ from services.gateway.visit import Visit
 
 SUSPECT_STRIKES, SUSPECT_DEATHS = 2, 4
 CAP_STRIKES, CAP_DEATHS = 4, 12
-"""A strike is an engine lost while it held the request without a token to show for it. A job that crashes
+"""A strike is an engine lost while it held the request before it had made a token of it. A job that crashes
 engines collects strikes fast; innocents beside it collect two at most, since suspects run alone. Deaths
 with progress between them are bad luck for long, but not for ever: a job may crash at a late token."""
 
@@ -37,6 +37,8 @@ class Entry:
     finish: m.Finish = ""
     first_at: float = 0.0  # its first token was committed; 0: not yet
     spoken_at: float = 0.0  # its last one so far
+    gap: float = 0.0  # between the last two times that it spoke
+    pace: float = 0.0  # the same, and a stall does not count: the shorter of the last two gaps
     tally: Tally | None = None
     heard: list[str] | None = None  # its texts, where they are recorded
     ended: bool = False
@@ -58,6 +60,7 @@ class Entry:
     progress_at: float = 0.0  # last token committed, or granted
     alive_at: float = 0.0  # last proof that its engine works on it
     resumed_from: int = 0
+    reached: int = 0  # tokens that its engine is known to have made, committed or not
     kind: str = ""  # of that engine
     said_by: str = ""  # the kind of engine that said what was committed last
     strangers_until: float = 0.0  # until then, engines of other kinds are kept waiting; 0: they were not yet
@@ -85,6 +88,12 @@ class Entry:
         """As the engines are told that it waits."""
         prompt, tenant = self.prompt, self.tenant
         return m.Waiting(self.lane.tenant, prompt.priority, tenant.weight, tenant.share)
+
+    @property
+    def went_on(self) -> bool:
+        """Whether its engine has made a token of it. One that is still on its way counts: that it waits in a
+        detokenizer that is paused says nothing of this request."""
+        return max(self.reached, len(self.committed)) > self.resumed_from
 
     @property
     def suspect(self) -> bool:

@@ -33,6 +33,9 @@ RESENDS = 2
 SEEN_S = 2.0
 """A detokenizer is offered work while its last sign of life is younger than this (it gives two a second)."""
 
+SLOW_S = ACK_WAIT_S / 2
+"""However slow its steps, an engine is asked after this much silence: what it holds is renewed in time."""
+
 GRACE_S = 1.0
 """After this gateway reconnects, others may still be reconnecting: 'nobody listens' proves nothing yet."""
 
@@ -198,7 +201,7 @@ class Ledger:
         if now >= entry.deadline:
             entry.lease = claim.lease
             return m.Gone(claim.request), [Settle(claim.lease, "+TERM"), *self._expire(entry)]
-        if entry.engine and now - entry.alive_at < 2 * self._watch.silence_s:
+        if entry.engine and now - entry.alive_at < 2 * self._silence(entry):
             # Delivered again though it runs well: a renewal was late. The running one stays.
             self.counts["redelivered_running"] += 1
             entry.lease, entry.leased_at = claim.lease, now
@@ -219,7 +222,7 @@ class Ledger:
         entry.engine, entry.kind, entry.strangers_until = claim.engine, claim.kind, 0.0
         entry.detokenizer = self._pick_detokenizer(now)
         entry.progress_at = entry.alive_at = now
-        entry.resumed_from = len(entry.committed)
+        entry.resumed_from = entry.reached = len(entry.committed)
         entry.owed = entry.resends = 0
         if entry.epoch > 1:
             self.counts["resumed"] += 1
@@ -257,7 +260,7 @@ class Ledger:
         entry.checked_at = now
         if blame:
             entry.deaths += 1
-            entry.strikes = 0 if len(entry.committed) > entry.resumed_from else entry.strikes + 1
+            entry.strikes = 0 if entry.went_on else entry.strikes + 1
             if entry.hopeless:
                 return effects + self._give_up(entry)
         if nak:
@@ -315,6 +318,14 @@ class Ledger:
                 self.counts["refused_duplicate"] += len(said.tokens)
         return effects
 
+    def hops(self, hops: m.Hops) -> None:
+        """An engine tells of its prefill with the first token, and past every detokenizer."""
+        entry = self.entries.get(hops.request)
+        if entry is None or entry.engine != hops.id:
+            return
+        if any(hop.name == "prefill" and hop.epoch == entry.epoch for hop in hops.hops):
+            entry.reached = max(entry.reached, entry.resumed_from + 1)
+
     @staticmethod
     def _current(entry: Entry, said: m.Said) -> bool:
         return said.epoch == entry.epoch
@@ -345,6 +356,8 @@ class Ledger:
                 entry.tally.went_on(last + 1 - skip, now - entry.spoken_at)
             else:
                 entry.tally.began(last + 1 - skip, now - entry.opened_at)
+        gap = now - entry.spoken_at
+        entry.pace, entry.gap = min(gap, entry.gap), gap
         entry.said_by = entry.kind
         entry.first_at = entry.first_at or now
         entry.progress_at = entry.alive_at = entry.spoken_at = now
@@ -390,7 +403,6 @@ class Ledger:
         effects: list[Effect] = []
         quiet: dict[str, list[m.Ref]] = {}  # engines, and what is asked of each
         mute: dict[str, list[m.Ref]] = {}  # detokenizers, of which only a sign of life is asked
-        silence = self._watch.silence_s
         for entry in list(self.entries.values()):
             if now >= entry.deadline:
                 effects += self._expire(entry)
@@ -402,7 +414,7 @@ class Ledger:
                 if now - entry.leased_at >= RENEW_S and now - entry.alive_at < ACK_WAIT_S:
                     entry.leased_at = now
                     effects.append(Settle(entry.lease, "+WPI"))
-                if now - entry.alive_at >= silence or entry.owed > len(entry.committed):
+                if now - entry.alive_at >= self._silence(entry) or entry.owed > len(entry.committed):
                     quiet.setdefault(entry.engine, []).append(entry.ref)
                     if entry.detokenizer:
                         mute.setdefault(entry.detokenizer, [])
@@ -413,6 +425,10 @@ class Ledger:
                     peer.probing = True
                     effects.append(Probe(subject, id, m.Ping(refs)))
         return effects
+
+    def _silence(self, entry: Entry) -> float:
+        """How long it may say nothing before its engine is asked: slow steps are no silence."""
+        return max(self._watch.silence_s, min(1.5 * entry.pace, SLOW_S))
 
     def expire(self, now: float) -> list[Effect]:
         """While NATS is away: time runs out all the same."""
@@ -449,6 +465,7 @@ class Ledger:
                 effects += self._revoke(entry, "hung", now, blame=True)
             else:
                 entry.alive_at = now
+                entry.reached = max(entry.reached, has.sent)
                 effects += self._collect(entry, has.sent, now)
         return effects
 

@@ -265,9 +265,9 @@ class World:
 
     def _wish(self, index: int) -> Wish:
         r = self.random
-        ids = [r.randrange(8, 250) for _ in range(r.randint(1, 40))]
+        ids = [r.randrange(8, 250) for _ in range(r.randint(1, r.choice([40, 40, 200])))]
         if index % 2:
-            ids = [*range(50, 70 + index), *ids]  # a beginning that others have too
+            ids = [*range(50, 100 + index), *ids]  # a beginning that others have too
         poison = r.random() < 0.04
         sampling = m.Sampling(
             POISON if poison else r.getrandbits(60),
@@ -406,6 +406,8 @@ class World:
             self._gateway_does(self.ledger.delta(message, self.now))
         elif isinstance(message, m.Yielded):
             self._gateway_does(self.ledger.yielded(message, self.now))
+        elif isinstance(message, m.Hops):
+            self.ledger.hops(message)
 
     def _claimed(self, claim: m.Claim) -> m.ClaimReply:
         reply, effects = self.ledger.claim(claim, self.now)

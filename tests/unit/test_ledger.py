@@ -172,6 +172,58 @@ def test_progress_clears_a_strike() -> None:
     assert (0, 5, False) == (entry.strikes, entry.deaths, entry.ended)
 
 
+def prefilled(epoch: int, engine: str) -> m.Hops:
+    """What an engine tells with its first token."""
+    return m.Hops("engine", engine, REQUEST, [m.Hop("prefill", 0.0, 0.0, epoch)])
+
+
+@pytest.mark.parametrize("told", ["with its first token", "when asked"])
+def test_tokens_that_a_detokenizer_keeps_to_itself_are_no_strike(told: str) -> None:
+    """Engine after engine is lost, and the paused detokenizer lets none of their tokens through: the engines
+    have told that there were some, so the request did not end them."""
+    ledger, entry = opened()
+    for i in range(5):
+        claim(ledger, f"e{i}", f"L{i}", now=float(i))
+        if told == "when asked":
+            ledger.pong(m.Pong(f"e{i}", i, [m.Held(REQUEST, entry.epoch, 4)]), m.Ping([entry.ref]), i + 0.3)
+        else:
+            ledger.hops(prefilled(entry.epoch, f"e{i}"))
+        ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
+
+    assert (0, 5, []) == (entry.strikes, entry.deaths, entry.committed)
+    assert not entry.ended
+
+
+def test_what_an_earlier_engine_made_does_not_speak_for_a_request() -> None:
+    """Word of a lost engine's token that comes late is no word of its successor's."""
+    ledger, entry = opened()
+    for i in range(4):
+        claim(ledger, f"e{i}", f"L{i}", now=float(i))
+        ledger.hops(prefilled(entry.epoch - 2, f"e{i}"))
+        ledger.hops(prefilled(entry.epoch, f"e{i - 1}"))
+        ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
+
+    assert entry.failure is not None and Code.JOB_CRASHED == entry.failure.code
+
+
+@pytest.mark.parametrize(("step", "asked_after"), [(0.01, 0.15), (0.05, 0.15), (0.2, 0.3), (2.0, 0.5)])
+def test_slow_steps_are_no_silence(step: float, asked_after: float) -> None:
+    """An engine is asked when it is quiet for longer than its usual step, and never after much longer; a
+    stall just before changes nothing."""
+    ledger, _ = opened()
+    claim(ledger)
+    now = 0.0
+    for index in range(8):
+        now += 3.0 if index == 7 else step
+        ledger.delta(said(1, index, 5), now)
+
+    def asks(quiet: float) -> bool:
+        return any(isinstance(effect, Probe) for effect in ledger.tick(now + quiet))
+
+    assert not asks(asked_after - 0.01)
+    assert asks(asked_after + 0.01)
+
+
 def test_a_cancelled_request_leaves_the_queue_or_its_engine() -> None:
     """Queued, its message is deleted; running, it is ended and its engine told. Twice is once."""
     queued, _ = opened()

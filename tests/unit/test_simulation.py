@@ -37,7 +37,7 @@ def test_no_world_loses_or_changes_a_stream(hundred: int) -> None:
 )
 def test_a_broken_rule_is_noticed(breakage: Breakage) -> None:
     """The same worlds do not stay clean when one of the protocol's rules is taken out."""
-    assert any(troubles(seed, breakage) for seed in range(280, 420))
+    assert any(troubles(seed, breakage) for seed in range(598, 738))
 
 
 def test_a_seed_replays_exactly() -> None:
@@ -53,7 +53,7 @@ def test_streams_go_on_at_engines_of_their_kind() -> None:
     """Where there is one; a ledger that does not look for it continues more of them elsewhere."""
     strange = []
     for ledger in (Ledger, sabotage.KinlessLedger):
-        worlds = [World(seed, Breakage(ledger=ledger)) for seed in range(539, 546)]
+        worlds = [World(seed, Breakage(ledger=ledger)) for seed in range(482, 490)]
         for world in worlds:
             world.kinds = 2
             world.run()
