@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from millrace import __version__, completion, model_command, settings, talk
+from millrace.client import KEY
 from millrace.settings import ROLES, SettingError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ COMMANDS = {
     "engine": "run one engine: jobs to tokens",
     "detokenizer": "run one detokenizer: tokens to text",
     "ps": "list the processes of a running service",
+    "top": "watch a running service: processes, load, tokens a second",
     "scale": "run more or fewer processes of a role",
     "restart": "replace the processes of a running service, without losing a stream",
     "chat": "talk with a model of a running service",
@@ -136,6 +138,10 @@ def _run(command: str, args: dict[str, Any]) -> int:
     if command == "completion":
         print(completion.script(_parser(), args["shell"]), end="")
         return 0
+    if command == "top":
+        from millrace import top
+
+        return _asking(lambda client: top.run(client, sys.stdout, once=args["once"]), args)
     if command in ("chat", "complete"):
         return _asking(lambda client: talk.run(command, client, args), args)
     if command == "model":
@@ -347,10 +353,14 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--last", action="store_true", help="the request that came last (the default)")
     trace.add_argument("--slow", action="store_true", help="the slowest of those that are kept")
     made["completion"].add_argument("shell", choices=completion.SHELLS)
+    once = "print a table and end, as where there is no terminal"
+    made["top"].add_argument("--once", action="store_true", help=once)
     for name in ("chat", "complete"):
         talk.add_arguments(made[name], name)
+    for name in ("top", "chat", "complete"):
+        made[name].add_argument("--key", metavar="KEY", help=f"an API key (default: ${KEY})")
         made[name].add_argument("--url", help="of the service (default: the one that runs on this machine)")
-    for name in ("ps", "scale", "restart", "trace", "chat", "complete"):
+    for name in ("ps", "scale", "restart", "trace", "top", "chat", "complete"):
         _add_flags(made[name], settings.Up, only={"state_dir", "port"})
     return parser
 

@@ -66,16 +66,15 @@ class Lines:
 
 
 class Panel:
-    """The state of every process, drawn over its last picture; nothing is written while it stays the same."""
+    """The state of every process, and what happened last."""
 
     def __init__(self, out: TextIO, model: str, folder: Path, began: float):
-        self._out = _Screen(out)
+        self._canvas = Canvas(out)
         self._model = model
         self._folder = folder
         self._began = began
         self._welcome: Welcome | None = None
         self._events: deque[str] = deque(maxlen=EVENTS)
-        self._drawn: list[str] = []
         self._colour = "NO_COLOR" not in os.environ
 
     def event(self, text: str) -> None:
@@ -96,6 +95,20 @@ class Panel:
             height=size.lines,
             colour=self._colour,
         )
+        self._canvas.draw(lines)
+
+    def close(self) -> None:
+        self._canvas.close()
+
+
+class Canvas:
+    """Lines on a terminal, drawn over the last ones; nothing is written while they stay the same."""
+
+    def __init__(self, out: TextIO):
+        self._out = _Screen(out)
+        self._drawn: list[str] = []
+
+    def draw(self, lines: list[str]) -> None:
         if lines == self._drawn:
             return
         # Up to where the last picture began, each line written anew, and what was below it cleared.
@@ -134,7 +147,9 @@ def picture(
     for row in rows:
         before = f"{row.role:<11} {row.id:<18} {row.pid or '':>7} "[:columns]
         state = f"{row.shown:<8}"[: columns - len(before)]
-        after = f" {_bar(row):<{BAR + 8}} {row.restarts or '':>8}"[: columns - len(before) - len(state)]
+        after = f" {bar(row.load, row.room):<{BAR + 8}} {row.restarts or '':>8}"[
+            : columns - len(before) - len(state)
+        ]
         lines.append(before + painted(state, COLOURS.get(row.shown, "")) + after.rstrip())
     # One line is the cursor's. Without it the terminal scrolls, and the next picture lands too low.
     lines = lines[: max(1, height - 1)]
@@ -144,11 +159,11 @@ def picture(
     return lines
 
 
-def _bar(row: Row) -> str:
-    if not row.room:
-        return str(row.load) if row.load else ""
-    full = min(BAR, round(BAR * row.load / row.room))
-    return f"{'█' * full}{'·' * (BAR - full)} {row.load}/{row.room}"
+def bar(load: int, room: int) -> str:
+    if not room:
+        return str(load) if load else ""
+    full = min(BAR, round(BAR * load / room))
+    return f"{'█' * full}{'·' * (BAR - full)} {load}/{room}"
 
 
 class _Screen:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from millrace.client import KEY, Client, Refused, failure
+from millrace.client import Client, Refused, failure
 from millrace.settings import SettingError
 
 NEW = "/new"
@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument("--temperature", type=float, metavar="N", help="0: the likeliest answer (default: 1)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="after so many the answer is cut off")
     parser.add_argument("--json", action="store_true", help="print the answer as the service gives it, whole")
-    parser.add_argument("--key", metavar="KEY", help=f"an API key (default: ${KEY})")
 
 
 def run(command: str, client: Client, args: dict[str, Any]) -> int:

@@ -165,3 +165,19 @@ def test_a_conversation_outlives_an_answer_that_is_stopped(service: Running) -> 
     terminal.types("\x03")
 
     assert terminal.ends() == 0
+
+
+def test_top_shows_every_process(service: Running) -> None:
+    """Once, as a table, where there is no terminal; live on one, until Ctrl-C."""
+    done = service.call("top")
+    roles = [line.split()[0] for line in done.stdout.splitlines()[3:]]
+
+    assert done.returncode == 0, done.stderr
+    assert roles == ["detokenizer", "engine", "gateway", "tokenizer"]
+    assert "tokens/s" in done.stdout
+
+    terminal = Terminal(service, "top")
+    terminal.shows("ROLE")
+    terminal.shows(r"\x1b\[\d+F")  # drawn again, over the first picture
+    terminal.types("\x03")
+    assert terminal.ends() == 0
