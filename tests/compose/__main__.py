@@ -2,7 +2,8 @@
 
 Builds, starts, asks with the OpenAI SDK, kills, pauses, restarts and scales under load, and holds every
 stream against an undisturbed one, byte for byte. In the end every request's trace has to have come whole to
-where Jaeger would be. Images that cannot be pulled have stand-ins (override.yml).
+where Jaeger would be, and Prometheus has to have data for each query of dashboards and alerts. Images that
+cannot be pulled have stand-ins (override.yml).
 """
 
 import argparse
@@ -24,6 +25,7 @@ from openai import AsyncOpenAI
 from tests.chaos.load import Wish, recorded
 from tests.compose.traces import ailments, attempts, by_trace
 from tests.kit.client import Answer, ask
+from tests.kit.queries import alerts, drawn
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = ("docker-compose.yml", "tests/compose/override.yml")
@@ -32,6 +34,7 @@ STREAMS = 20
 HANG_S = 60.0
 PAUSE_S = 2.5
 INNER = ("engine", "tokenizer", "detokenizer", "nats")
+WATCHERS = ("prometheus", "nats-exporter")  # of the profile observability; for Grafana there is no stand-in
 TRACES_S = 15.0
 
 
@@ -41,10 +44,15 @@ class Compose:
 
     port: int
     traces_port: int
+    prometheus_port: int
     env: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        ports = {"MILLRACE_PORT": str(self.port), "MILLRACE_TEST_TRACES": str(self.traces_port)}
+        ports = {
+            "MILLRACE_PORT": str(self.port),
+            "MILLRACE_TEST_TRACES": str(self.traces_port),
+            "MILLRACE_PROMETHEUS_PORT": str(self.prometheus_port),
+        }
         self.env = {**os.environ, **ports, "DOCKER_BUILDKIT": "0"}
         tool = ["docker-compose"] if _has("docker-compose") else ["docker", "compose"]
         self._command = [*tool, "-p", PROJECT, *(part for file in FILES for part in ("-f", file))]
@@ -174,6 +182,22 @@ async def traced(compose: Compose, asked: dict[str, str]) -> int:
     return bad
 
 
+async def scraped(compose: Compose) -> int:
+    """How many queries of the dashboards and alerts get no data from the Prometheus that watched all this."""
+    queries = {"both targets": "count(up == 1) == 2", **drawn(), **alerts()}
+    empty = []
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{compose.prometheus_port}") as http:
+        for place, query in queries.items():
+            asked = {"query": query.replace("$__rate_interval", "1m")}
+            reply = await http.get("/api/v1/query", params=asked)
+            if reply.status_code != 200 or not reply.json()["data"]["result"]:
+                empty.append(f"{place}: no data: {reply.text[:200]}")
+    print(
+        "\n".join([*empty, f"{len(queries) - len(empty)} of {len(queries)} queries get data from Prometheus"])
+    )
+    return len(empty)
+
+
 async def sdk(url: str, model: str) -> None:
     """What the README promises, with the real client."""
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="unused") as client:
@@ -208,6 +232,7 @@ async def drive(compose: Compose, model: str) -> int:
     await sdk(compose.url, model)
     await held.under("nothing", "gateway", nothing)
     held.bad += await traced(compose, held.traces)
+    held.bad += await scraped(compose)
     print("0 failed or changed streams" if not held.bad else f"{held.bad} streams failed or changed")
     return 1 if held.bad else 0
 
@@ -216,18 +241,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make compose-test")
     parser.add_argument("--port", type=int, default=18080)
     parser.add_argument("--traces-port", type=int, default=18081)
+    parser.add_argument("--prometheus-port", type=int, default=18082)
     parser.add_argument("--model", default="sim")
     parser.add_argument("--keep", action="store_true", help="leave it running")
     given = parser.parse_args()
-    compose = Compose(given.port, given.traces_port)
+    compose = Compose(given.port, given.traces_port, given.prometheus_port)
     compose.env["MILLRACE_MODEL"] = given.model
     print("building the images and starting the service: a few minutes, the first time", flush=True)
     try:
         compose("up", "-d", "--build")
+        compose("up", "-d", "--build", *WATCHERS)
         return asyncio.run(drive(compose, given.model))
     finally:
         if not given.keep:
-            compose("down", "-v", "--timeout", "5", quiet=True)
+            compose("--profile", "observability", "down", "-v", "--timeout", "5", quiet=True)
 
 
 if __name__ == "__main__":

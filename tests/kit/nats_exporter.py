@@ -5,6 +5,8 @@ those of the exporter's collector/jsz.go and of its rule for varz: `gnatsd_varz_
 """
 
 import json
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +68,7 @@ def families(varz: dict[str, Any], jsz: dict[str, Any]) -> list[Family]:
 
 
 @contextmanager
-def exporting(monitor: str) -> Iterator[str]:
+def exporting(monitor: str, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """The address, host:port, where the numbers of that server are told."""
 
     def got(path: str) -> dict[str, Any]:
@@ -85,13 +87,18 @@ def exporting(monitor: str) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
-        yield f"127.0.0.1:{server.server_address[1]}"
+        yield f"{host}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+if __name__ == "__main__":  # in a container, with the exporter's own arguments
+    with exporting(sys.argv[-1], "0.0.0.0", 7777):
+        signal.pause()
