@@ -10,11 +10,12 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from millrace.errors import Code, Failure
 from millrace.keys import Keys, Tenant
 from millrace.settings import SettingError
+from services.gateway import page
 from services.gateway.allowance import Allowance
 from services.gateway.visit import Visit
 
-OPEN = frozenset({"/", "/livez", "/readyz", "/health"})
-"""For those who watch the service, and have no key."""
+OPEN = frozenset({"/", "/livez", "/readyz", "/health", *page.FILES})
+"""For those who watch the service, and have no key; and the page, where a browser's user types one in."""
 
 TIMEOUT = b"x-request-timeout-ms"
 

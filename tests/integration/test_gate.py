@@ -106,6 +106,15 @@ async def test_anthropics_header(site: Guarded) -> None:
     )
 
 
+async def test_the_page_is_open_and_what_it_shows_is_not(site: Guarded) -> None:
+    """A browser has no key before its user has typed it in there."""
+    for path in ("/ui", "/ui/main.js"):
+        assert (await site.http.get(path)).status_code == 200
+    for path in ("/ui/events", "/v1/models", "/metrics"):
+        assert (await site.http.get(path)).status_code == 401
+    assert (await site.http.post("/ui/kill")).status_code == 401
+
+
 async def test_health_is_open(site: Guarded) -> None:
     """Who watches the service needs no key."""
     assert [200] * 3 == [(await site.http.get(p)).status_code for p in ("/livez", "/readyz", "/health")]

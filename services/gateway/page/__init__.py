@@ -27,10 +27,12 @@ GUARD = [
 ]
 
 
+FILES = {f"/ui/{path.name}": path for path in FOLDER.iterdir() if path.suffix in TYPES}
+FILES["/ui"] = FOLDER / "index.html"
+
+
 def routes() -> list[HTTPRouteHandler]:
-    files = {path.name: path for path in FOLDER.iterdir() if path.suffix in TYPES}
-    index = _file(files["index.html"])
-    return [at("GET", "/ui", index), *(at("GET", f"/ui/{name}", _file(path)) for name, path in files.items())]
+    return [at("GET", path, _file(file)) for path, file in FILES.items()]
 
 
 def _file(path: Path) -> ASGIApp:
