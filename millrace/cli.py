@@ -77,6 +77,7 @@ HELP = {
     "max_len": "shorten the model's context to this many tokens (0: as the model has it)",
     "tool_parser": "how the model writes tool calls: none, hermes, llama3_json, mistral or pythonic",
     "reasoning_parser": "how the model writes reasoning: none, deepseek_r1 or qwen3",
+    "device": "where the engine computes: cpu, cuda, or cuda:N; with cuda, `up` spreads engines over GPUs",
     "slots": "sequences that run at once (0: as many as fit, at most 16)",
     "sysroot": "where /proc and /sys are, if a container has the machine's elsewhere",
     "chunk": "prompt tokens that may join one decode step",

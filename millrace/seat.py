@@ -26,6 +26,7 @@ class Seat:
         self.restarts = restarts  # deaths that nobody asked for
         self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.leaving = asyncio.Event()
+        self.gpu: int | None = None  # the device its engine was given
         self.replacing = False  # its process was asked to end, to be started again
         self.task: asyncio.Task[None]
         # of the process that has it now

@@ -5,7 +5,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -61,6 +61,7 @@ class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "demo"
     models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
+    device: Annotated[str, msgspec.Meta(pattern="^(cpu|cuda(:[0-9]{1,3})?)$")] = "cpu"
     slots: int = 0  # 0: as many as fit, at most 16
     engines: int = 1  # that share this machine's memory; `up` passes on how many it runs
     chunk: int = 64  # prompt tokens that may join one decode step

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from millrace import control, messages, models, panel, settings, tls, tracefile
+from millrace import control, cuda, messages, models, panel, settings, tls, tracefile
 from millrace.broker import Broker, Elsewhere, binary
 from millrace.child import Child, ending
 from millrace.control import ControlError, Row, Say
@@ -80,7 +80,9 @@ class Supervisor:
         view: panel.View,
         tls: ssl.SSLContext | None,
         welcome: Welcome,
+        gpus: int = 0,
     ):
+        """`gpus`: that engines are spread over."""
         self._given = given
         self._env = env
         self._drain_s = drain_s
@@ -98,6 +100,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._defect: BaseException | None = None
         self._welcome = welcome
+        self._gpus = gpus
 
     # -- its life
 
@@ -265,7 +268,7 @@ class Supervisor:
         fds: tuple[int, ...] = ()
         if role is Role.ENGINE:
             env.setdefault("MILLRACE_PREFIX_DIR", str(self._folder / "prefixes"))
-            env["MILLRACE_ENGINES"] = str(sum(other.role == seat.role for other in self._seats))
+            env |= self._engines(seat)
         if role is Role.GATEWAY:
             fds = (self._http.fileno(),)
             env["MILLRACE_FD"] = str(fds[0])
@@ -278,6 +281,16 @@ class Supervisor:
         child = Child([sys.executable, "-P", "-m", "millrace.cli", role], env, self._log(seat), fds)
         seat.begin(id, child)
         return child
+
+    def _engines(self, seat: Seat) -> dict[str, str]:
+        """How many share what this engine's memory is of; and which device is its, where none is named."""
+        engines = [other for other in self._seats if other.role == Role.ENGINE]
+        if not self._gpus:
+            return {"MILLRACE_ENGINES": str(len(engines))}
+        taken = [other.gpu for other in engines if other is not seat and other.gpu is not None]
+        seat.gpu = cuda.least(self._gpus, taken)
+        each = -(-len(engines) // self._gpus)
+        return {"MILLRACE_DEVICE": f"cuda:{seat.gpu}", "MILLRACE_ENGINES": str(each)}
 
     def _log(self, seat: Seat) -> Path:
         if seat.role == NATS and self._broker:
@@ -487,6 +500,7 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
             raise settings.SettingError(f"{role}s: a number of processes is not negative")
         _checked(role, passed)
     model = models.find(given.model, given.models).name
+    gpus = _gpus(_checked(Role.ENGINE, passed))
     try:
         if not given.broker:
             binary()
@@ -510,8 +524,19 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         url = public_url(given.host, http.getsockname()[1])
         welcome = Welcome(url, model, program(sys.argv[0]), keyed=bool(front.keys))
         env = _environment(passed)
-        asyncio.run(Supervisor(given, env, front.drain_s, folder, http, view, trusted, welcome).run())
+        service = Supervisor(given, env, front.drain_s, folder, http, view, trusted, welcome, gpus)
+        asyncio.run(service.run())
     return 0
+
+
+def _gpus(engine: settings.Engine) -> int:
+    """Those that engines are spread over; none where one is named, or the processor."""
+    if cuda.number(engine.device) is None:
+        return 0
+    found = cuda.found(engine.sysroot)
+    if refused := cuda.refusal(engine.device, found):
+        raise settings.SettingError(refused)
+    return len(found.devices) if engine.device == "cuda" else 0
 
 
 def _checked(role: Role, passed: Mapping[str, Any]) -> Any:

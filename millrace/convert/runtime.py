@@ -1,4 +1,4 @@
-"""ONNX Runtime, as everything here opens it: without telemetry, on the CPU."""
+"""ONNX Runtime, as everything here opens it: without telemetry, and where it was told to."""
 
 import os
 from pathlib import Path
@@ -7,17 +7,51 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is loaded; a 
 
 import onnxruntime as ort  # type: ignore[import-untyped]
 
-__all__ = ["ort", "session"]
+from millrace.cuda import INSTALL, PROVIDER
+
+__all__ = ["NoCuda", "ort", "session"]
+
+
+class NoCuda(ValueError):
+    """CUDA was asked for, and ONNX Runtime has not got it; it would have gone on without."""
 
 
 def session(
-    model: bytes | str, options: ort.SessionOptions | None = None, folder: Path | None = None
+    model: bytes | str,
+    options: ort.SessionOptions | None = None,
+    folder: Path | None = None,
+    gpu: int | None = None,
 ) -> ort.InferenceSession:
-    """`folder`: where the files of weights lie that a model given as bytes names."""
+    """`folder`: where the files of weights lie that a model given as bytes names. `gpu`: the number of the
+    CUDA device to run on; NoCuda where that cannot be."""
     if options is None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    if gpu is None:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return _on_gpu(model, options, gpu)
+
+
+def _on_gpu(model: bytes | str, options: ort.SessionOptions, gpu: int) -> ort.InferenceSession:
+    if PROVIDER not in ort.get_available_providers():
+        raise NoCuda(f"onnxruntime {ort.__version__} has no {PROVIDER}: {INSTALL}")
+    ort.preload_dlls()  # of the packages beside it, where they are; else the system's are found
+    on = {
+        "device_id": str(gpu),
+        "use_tf32": "0",
+        # Memory grows by what is asked for: doubling it would take what keys and values are to have.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    try:
+        made = ort.InferenceSession(model, options, providers=[(PROVIDER, on), "CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has its own kinds
+        raise NoCuda(f"no session on cuda:{gpu}: {error}") from None
+    if PROVIDER not in made.get_providers():
+        raise NoCuda(
+            f"ONNX Runtime cannot use CUDA on cuda:{gpu}, the lines before this one say why. It needs a "
+            f"driver for CUDA {getattr(ort, 'cuda_version', '') or '13'}, and its libraries: {INSTALL}"
+        )
+    return made

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from millrace import cache, capacity, models, settings
+from millrace import cache, capacity, cuda, models, settings
 from millrace import messages as m
 from millrace.actor import Actor
 from millrace.bus import Bus, Delivery, Inbox, NoAnswer, NoResponder
@@ -41,26 +41,44 @@ log = logging.getLogger("millrace.engine")
 async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
     folder = models.find(given.model, given.models)
     if folder.simulated:
+        if cuda.number(given.device) is not None:
+            raise settings.SettingError(
+                f"--device {given.device}: {folder.name} is simulated, nothing computes"
+            )
         given = msgspec.structs.replace(given, slots=given.slots or SLOTS)
         model: Model = simulated(folder, given)
     else:
-        given = await asyncio.to_thread(fitted, folder, given)
-        model = await asyncio.to_thread(real, folder, given)
+        gpu = await asyncio.to_thread(on_gpu, given)
+        given = await asyncio.to_thread(fitted, folder, given, gpu)
+        model = await asyncio.to_thread(real, folder, given, gpu)
     if given.prefix_disk_mb and model.places:
         model.shelf = shelf(model, given)
     max_len = min(folder.max_len, given.max_len or folder.max_len)
     return EngineActor(bus, id, folder.name, given, model, max_len, folder.text)
 
 
-def fitted(folder: models.Model, given: settings.Engine) -> settings.Engine:
-    """With the slots, and the room for prefixes, that this machine has memory for."""
+def on_gpu(given: settings.Engine) -> cuda.Device | None:
+    """The one that was asked for; an engine that cannot have it does not start."""
+    number = cuda.number(given.device)
+    if number is None:
+        return None
+    found = cuda.found(given.sysroot)
+    if refused := cuda.refusal(given.device, found):
+        raise settings.SettingError(refused)
+    return found.devices[number]
+
+
+def fitted(folder: models.Model, given: settings.Engine, gpu: cuda.Device | None = None) -> settings.Engine:
+    """With the slots, and the room for prefixes, that this machine, or this GPU, has memory for."""
     from millrace import plan  # noqa: PLC0415 - the simulated engine starts without ONNX
 
     prefixes = given.prefix_cache_mb << 20
     try:
-        memory = Machine(given.sysroot).memory()
+        if gpu and not gpu.total:
+            raise OSError(f"{gpu.name} does not say what memory it has")
+        memory = capacity.Memory(gpu.total, gpu.free) if gpu else Machine(given.sysroot).memory()
         fit = capacity.fit(
-            plan.needs(folder),
+            plan.needs(folder, "cuda" if gpu else "cpu"),
             memory,
             slots=given.slots,
             context=given.max_len,
@@ -80,9 +98,11 @@ def fitted(folder: models.Model, given: settings.Engine) -> settings.Engine:
     return msgspec.structs.replace(given, slots=fit.slots, prefix_cache_mb=fit.prefixes >> 20)
 
 
-def real(folder: models.Model, given: settings.Engine) -> Model:
+def real(folder: models.Model, given: settings.Engine, gpu: cuda.Device | None = None) -> Model:
     from services.engine import guest, prepare, session  # noqa: PLC0415 - the simulated one starts without ONNX
 
+    if gpu:
+        return _real_on_gpu(folder, given, gpu)
     if folder.guest:
         return guest.opened(folder, given.slots, given.max_len, prepare.machine())
     root = cache.root()
@@ -103,6 +123,35 @@ def real(folder: models.Model, given: settings.Engine) -> Model:
     )
     if not model.exact:
         log.warning("%s keeps keys and values in fp32: prefixes are not shared", folder.name)
+    return model
+
+
+def _real_on_gpu(folder: models.Model, given: settings.Engine, gpu: cuda.Device) -> Model:
+    from millrace.convert.runtime import NoCuda  # noqa: PLC0415
+    from services.engine import prepare, session  # noqa: PLC0415
+    from services.engine.device import Gpu  # noqa: PLC0415
+
+    if folder.guest:
+        raise settings.SettingError(f"--device {given.device}: models that others exported run on cpu alone")
+    root, number = cache.root(), cuda.number(given.device)
+    assert number is not None
+    try:
+        ready = prepare.converted(folder, root, "cuda")
+    except ValueError as error:
+        raise settings.SettingError(f"model: {error}") from None
+    prepare.tidied(root)
+    try:
+        model = session.OrtModel(
+            ready,
+            given.slots,
+            given.chunk,
+            max_len=given.max_len,
+            machine=f"{prepare.machine()} {gpu.name}",
+            device=Gpu(number),
+        )
+    except NoCuda as error:
+        raise settings.SettingError(f"--device {given.device}: {error}") from None
+    log.info("%s runs on cuda:%d, %s; prefixes are not shared there", folder.name, number, gpu.name)
     return model
 
 

@@ -33,11 +33,15 @@ log = logging.getLogger("millrace.engine")
 SAY_S = 5.0  # between two lines about a conversion's progress
 
 
-def converted(model: Model, root: Path) -> Path:
-    """The model in our form: its own folder, or one in the cache."""
+def converted(model: Model, root: Path, device: card.Device = "cpu") -> Path:
+    """The model in our form for this device: its own folder, or one in the cache."""
     if model.converted:
+        if (of := card.load(model.folder)).device != device:
+            how = f"millrace model convert --device {device} {of.source or 'FOLDER'}"
+            raise ValueError(f"{model.folder} is written for {of.device}: run `{how}`, and serve its result")
         return model.folder
     known = hashlib.sha256((model.folder / "config.json").read_bytes() + __version__.encode())
+    known.update(device.encode() if device != "cpu" else b"")
     parts = ("*.safetensors*", text.CALIBRATION, packed.OLDER)
     for path in sorted(path for part in parts for path in model.folder.glob(part)):
         status = inside(model.folder, path.name).stat()
@@ -54,7 +58,7 @@ def converted(model: Model, root: Path) -> Path:
                 log.info("converting: %d of %d, %s", done, total, what)
 
         with contextlib.suppress(FileExistsError), whole.making(out, _another) as made:
-            convert(model.folder, made, progress=progress)
+            convert(model.folder, made, progress=progress, device=device)
             if found := card.load(made).quality:
                 log.info("converted:\n%s", found.table())
             cache.note(made, cache.Of(str(model.folder), known.hexdigest()))

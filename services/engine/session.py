@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from millrace.convert import card
 from millrace.convert.network import Form
-from millrace.convert.runtime import ort, session
+from millrace.convert.runtime import ort
 from millrace.machine import Machine
+from services.engine.device import Bound, Device, FarSlots, Gpu, Processor, Slots, bound, in_order
 from services.engine.prefix import BLOCK
 from services.engine.sample import Candidates
 from services.engine.scheduler import GUESSES, Chunk, Copy, Fetch, Keep, Load, Shelve, Step, Swap
@@ -48,10 +49,12 @@ class OrtModel:
         spin_us: int = 0,
         prefix_bytes: int = 0,
         machine: str = "",
+        device: Device | None = None,
     ):
         """`graphs`: where the same graphs lie prepared for this machine. `spin_us`: how long a worker looks
         for more work before it sleeps. `prefix_bytes`: for the keys and values of prefixes. `machine`:
         what it computes with, as far as it matters to the last bit."""
+        self._device = device = device or Processor()
         self.card = card.load(folder)
         # With fp32 keys and values, those of a decoded token are not those of a prefilled one: an answer
         # would depend on what was asked before.
@@ -65,31 +68,40 @@ class OrtModel:
         known = f"{self.card.digest} {machine} {'' if self.exact else threads}"
         self.kind = hashlib.sha256(known.encode()).hexdigest()[:16]
         self._sessions = {
-            form: session(
+            form: device.session(
                 str((graphs or folder) / self.card.graphs[form.value]),
                 _options(threads, spin_us, prepared=graphs is not None),
             )
             for form in (Form if graphs else (Form.ROWS, Form.MIXED))
         }
-        self._cache = Cache(self.card, slots + 1, self.max_len, self.places)
+        self._cache = Cache(self.card, 0 if isinstance(device, Gpu) else slots + 1, self.max_len, self.places)
+        self._slots: Slots = (
+            FarSlots(device, self.card, slots + 1, self.max_len) if isinstance(device, Gpu) else self._cache
+        )
         self.block = self._cache.empty
         self.shelf: FileShelf | None = None
         self._bindings: OrderedDict[tuple[Form, int, int, int, int, int], Any] = OrderedDict()
-        self._tokens = np.zeros(slots + 1 + chunk, np.int64)
-        self._split = np.zeros(2, np.int64)
         most = slots + 1 + GUESSES
-        self._wanted = np.zeros(most, np.int64)
-        self._before = {"rows": np.zeros(slots, np.int32), "chunk": np.zeros(1, np.int32)}
+        held = {"tokens": device.hold(np.int64, slots + 1 + chunk), "wanted": device.hold(np.int64, most)}
+        self._ends = {"rows": device.hold(np.int32, slots), "chunk": device.hold(np.int32, 1)}
+        self._inputs = [*held.values(), *self._ends.values()]
+        self._held = held
+        self._tokens, self._wanted = held["tokens"].array, held["wanted"].array
+        self._before = {side: each.array for side, each in self._ends.items()}
+        # Operators read these on the host, wherever they run.
+        self._split = np.zeros(2, np.int64)
         self._longest = {"rows": np.zeros((), np.int32), "chunk": np.zeros((), np.int32)}
-        # Of the rows whose next token the last step decided, in the order of its samples.
-        self.logits = np.zeros((most, self.card.vocab), np.float32)
-        self._best = np.zeros((most, self.card.candidates), np.float32)
-        self._ids = np.zeros((most, self.card.candidates), np.int64)
+        self._found = {
+            "logits": device.hold(np.float32, most, self.card.vocab),
+            "best": device.hold(np.float32, most, self.card.candidates),
+            "ids": device.hold(np.int64, most, self.card.candidates),
+        }
+        self._last: Any = None
 
     def run(self, step: Step) -> Candidates:
         self.copy(step.copies)
         for swap in step.swaps:
-            self._cache.swap(swap)
+            self._slots.swap(swap)
         chunk = step.chunk
         count = self._take_rows(step.rows)
         wanted = [row.slot for row in step.rows]
@@ -107,11 +119,27 @@ class OrtModel:
                 wanted += range(count + more - 1 - len(chunk.guesses), count + more)
         self._split[:] = count, more
         self._wanted[: len(wanted)] = wanted
+        for each in self._inputs:
+            each.send()
         binding = self._binding(form, (first, count), (slot, more), len(wanted))
         self._sessions[form].run_with_iobinding(binding)
+        self._last = binding
         found = len(step.samples) + len(step.guesses)
-        ids, best = self._ids[:found].copy(), self._best[:found].copy()
-        return Candidates(ids, best, self.card.vocab, lambda: self.logits[:found])
+        ids, best = self._taken("ids", found).copy(), self._taken("best", found).copy()
+        if not self._device.ties:
+            ids, best = in_order(ids, best)
+        return Candidates(ids, best, self.card.vocab, lambda: self._taken("logits", found))
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Of the rows whose next token the last step decided, in the order of its samples."""
+        return self._taken("logits", len(self._wanted))
+
+    def _taken(self, name: str, count: int) -> Array:
+        if not count:
+            return self._found[name].array[:0]
+        at = list(self._found).index(name)  # they are bound first, and in this order
+        return self._found[name].received(lambda: self._last.get_outputs()[at], count)
 
     def copy(self, copies: Iterable[Copy]) -> None:
         cache = self._cache
@@ -158,24 +186,25 @@ class OrtModel:
             self._bindings.popitem(last=False)
         binding = self._sessions[form].io_binding()
 
-        def bind(into: Callable[..., None], name: str, array: Array) -> None:
-            into(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        def bind(into: Callable[..., None], name: str, memory: Bound) -> None:
+            into(name, *memory)
 
-        bind(binding.bind_input, "tokens", self._tokens[: rows[1] + chunk[1]])
+        bind(binding.bind_input, "tokens", self._held["tokens"].bound(0, rows[1] + chunk[1]))
         if wanted:
-            bind(binding.bind_input, "wanted", self._wanted[:wanted])
-            for name, array in (("logits", self.logits), ("best", self._best), ("ids", self._ids)):
-                bind(binding.bind_output, name, array[:wanted])
+            bind(binding.bind_input, "wanted", self._held["wanted"].bound(0, wanted))
+            for name, held in self._found.items():
+                bind(binding.bind_output, name, held.bound(0, wanted))
         if form is Form.MIXED:
-            bind(binding.bind_input, "split", self._split)
+            bind(binding.bind_input, "split", bound(self._split))
         for side, first, count in (("rows", *rows), ("chunk", chunk[0], 1)):
             if side in form.sides:
-                bind(binding.bind_input, f"{side}.before", self._before[side][:count])
-                bind(binding.bind_input, f"{side}.longest", self._longest[side])
-                for i, pair in enumerate(self._cache.layers):
-                    for kv, array in zip("kv", pair, strict=True):
-                        bind(binding.bind_input, f"{side}.{kv}.{i}", array[first : first + count])
-                        bind(binding.bind_output, f"{side}.{kv}.{i}.out", array[first : first + count])
+                bind(binding.bind_input, f"{side}.before", self._ends[side].bound(0, count))
+                bind(binding.bind_input, f"{side}.longest", bound(self._longest[side]))
+                for i in range(self.card.layers):
+                    for at, kv in enumerate("kv"):
+                        slots = self._slots.bound(i, at, first, count)
+                        bind(binding.bind_input, f"{side}.{kv}.{i}", slots)
+                        bind(binding.bind_output, f"{side}.{kv}.{i}.out", slots)
         self._bindings[key] = binding
         return binding
 
@@ -193,7 +222,9 @@ class Cache:
         self.empty: Array = np.empty((of.layers, 2, of.kv_heads, BLOCK, of.head_dim), kind)
         self.pool = _mapped(kind, places, *self.empty.shape)
         self.bytes = self._all.nbytes
-        self.layers = [(layer[0], layer[1]) for layer in self._all]
+
+    def bound(self, layer: int, kv: int, first: int, count: int) -> Bound:
+        return bound(self._all[layer, kv, first : first + count])
 
     def block(self, slot: int, start: int) -> Array:
         """Of a slot, to be read and written in place."""

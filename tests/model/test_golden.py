@@ -12,7 +12,8 @@ from millrace.convert.card import Quant
 from millrace.convert.network import Form
 from millrace.convert.runtime import session
 from millrace.messages import Sampling
-from services.engine.scheduler import Chunk, Step
+from services.engine.device import Gpu
+from services.engine.scheduler import Chunk, Step, Swap
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
 from tests.kit import reference
@@ -134,6 +135,34 @@ def test_for_cuda(tmp_path: Path, name: str) -> None:
 
     # Keys with large biases have few of their 16 bits left for the rest.
     assert error(found, expected[at]) < (3e-2 if name == "loud keys" else 1e-2)
+
+
+def test_a_gpus_memory(tmp_path: Path) -> None:
+    """What lies on a device, is sent there and fetched from there, gives what memory of our own does; and
+    sequences change slots in it. ONNX Runtime's own memory of the processor stands for the device."""
+    config = FAMILIES["qwen3"]
+    write_checkpoint(tmp_path / "hub", config)
+    folder = convert(tmp_path / "hub", tmp_path / "m", device="cuda", accept=True)
+    tokens = words(config, 24)
+    near, far = (OrtModel(folder, SLOTS, 16, max_len=64, device=each) for each in (None, Gpu(0, "cpu")))
+    expected, found = (computed(model, tokens, chunk=6)[0] for model in (near, far))
+
+    assert np.array_equal(expected, found)
+
+    row = Sequence("row", 9, tokens, Sampling(0), 1, epoch=1, slot=0)
+    other = Sequence("other", 4, tokens[::-1], Sampling(0), 1, epoch=1, slot=1)
+    told = []
+    for model in (near, far):
+        model.run(Step([], Chunk(row, 0, 9)))
+        model.run(Step([], Chunk(other, 0, 4)))
+        row.computed, other.computed, row.slot, other.slot = 9, 4, 1, 0
+        step = Step([other, row], None, swaps=(Swap(0, 9, 1, 4),))
+        candidates = model.run(step)
+        told.append((candidates.ids, candidates.logits, candidates.full().copy()))
+        row.computed, other.computed, row.slot, other.slot = 0, 0, 0, 1
+
+    assert all(np.array_equal(a, b) for a, b in zip(*told, strict=True))
+    assert all(len(each) == 2 for each in told[1])
 
 
 @pytest.mark.parametrize("quant", reference.BLOCKS)

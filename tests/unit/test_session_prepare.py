@@ -135,3 +135,15 @@ def test_a_folder_that_cannot_run_is_a_wrong_setting(tmp_path: Path, monkeypatch
 
     with pytest.raises(settings.SettingError, match=r"model.safetensors is missing"):
         actor.real(models.find(str(hub)), settings.Engine(slots=2))
+
+
+def test_a_model_for_the_other_device_is_refused(tmp_path: Path) -> None:
+    """With the command that makes the right one; a Hub's folder becomes either, each in its place."""
+    write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
+    convert(tmp_path / "hub", tmp_path / "gpu", device="cuda", accept=True)
+    gpu, hub = (models.find(str(tmp_path / name)) for name in ("gpu", "hub"))
+
+    with pytest.raises(ValueError, match=r"written for cuda: run `millrace model convert --device cpu .*hub"):
+        prepare.converted(gpu, tmp_path / "cache")
+    assert gpu.folder == prepare.converted(gpu, tmp_path / "cache", "cuda")
+    assert prepare.converted(hub, tmp_path / "cache") != prepare.converted(hub, tmp_path / "cache", "cuda")
