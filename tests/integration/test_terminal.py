@@ -122,6 +122,8 @@ class Terminal:
         pid, self._fd = pty.fork()
         if not pid:
             os.chdir(ROOT)
+            # Whoever runs the tests in the background ignores it, and so would what they start.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(
                 sys.executable,
                 [*CLI, *args, "--state-dir", str(running.folder)],
