@@ -143,7 +143,9 @@ class Terminal:
         self.screen = self.screen[found.end() :]
 
     def ends(self) -> int:
-        while select.select([self._fd], [], [], LIMIT_S)[0]:
+        end = time.monotonic() + LIMIT_S
+        while select.select([self._fd], [], [], max(0.0, end - time.monotonic()))[0]:
+            assert time.monotonic() < end, "it goes on"
             try:
                 if not os.read(self._fd, 4096):
                     break
