@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from millrace import cli
 from millrace.convert import Poor, architecture, calibrate, card, convert, text
 from millrace.convert.evaluate import evaluate
-from millrace.convert.linear import KERNELS
+from millrace.convert.linear import KERNELS, OF_GPU
 from millrace.convert.network import Linear, Plan
 from millrace.convert.quality import Quality
 from millrace.convert.safetensors import Weights
@@ -265,5 +265,5 @@ def test_factors_change_nothing_but_the_rounding(tmp_path: Path, family: str) ->
 
 
 def test_every_kernel_is_tried_somewhere() -> None:
-    """A new one needs a limit, and a place among these tests."""
-    assert set(KERNELS) == set(calibrate.MOST)
+    """A new one needs a limit, and a place among these tests. Those of a GPU are not chosen by their error."""
+    assert set(KERNELS) - set(OF_GPU.values()) == set(calibrate.MOST)
