@@ -265,5 +265,5 @@ def test_factors_change_nothing_but_the_rounding(tmp_path: Path, family: str) ->
 
 
 def test_every_kernel_is_tried_somewhere() -> None:
-    """A new one needs a limit, and a place among these tests. Those of a GPU are not chosen by their error."""
+    """A new one needs a limit, and a place among these tests. A GPU's are not chosen by their error."""
     assert set(KERNELS) - set(OF_GPU.values()) == set(calibrate.MOST)
