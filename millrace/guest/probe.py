@@ -1,6 +1,7 @@
 """What no input or output tells of a guest is tried out with a few words, before it serves."""
 
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ CLOSE = 1e-2
 """Of the largest logit: 16-bit arithmetic stays well below, another sequence's words or positions do not."""
 
 LENGTH = 24
+
+log = logging.getLogger("millrace.guest")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def try_out(run: ort.InferenceSession, form: Form) -> Found:
     batch, company = True, 0.0
     try:
         company = difference(_in_company(make(), words), expected)
-    except Exception:
+    except Exception as error:  # that it cannot is what was to be found out
+        log.info("rows are run one by one, several at once fail: %s", error)
         batch = False
     if company > CLOSE:
         batch, company = False, 0.0
@@ -70,7 +74,8 @@ def difference(found: Floats, expected: Floats) -> float:
 def _agrees(make: Callable[[], Cache], words: list[int], expected: Floats) -> bool:
     try:
         return difference(_one_by_one(make(), words, 1), expected) <= CLOSE
-    except Exception:
+    except Exception as error:
+        log.info("keys and values are not kept in place: %s", error)
         return False
 
 

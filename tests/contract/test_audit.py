@@ -19,6 +19,11 @@ SAID: dict[str, Any] = {
 }
 
 
+def beside(port: int) -> str:
+    """Where pip would look on a server of our own, which has the JSON API beside it."""
+    return f"http://127.0.0.1:{port}" + "/simple"
+
+
 @pytest.fixture(scope="module")
 def index() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
@@ -35,7 +40,7 @@ def index() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/simple/"
+    yield beside(server.server_address[1])
     server.shutdown()
     server.server_close()
     thread.join()
@@ -54,7 +59,7 @@ def test_an_index_that_does_not_tell_is_no_good_news(index: str, name: str) -> N
 
 
 def test_nobody_there_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(audit, "index", lambda: "http://127.0.0.1:9/simple")
+    monkeypatch.setattr(audit, "index", lambda: beside(9))
 
     assert audit.main() == 0
     assert capsys.readouterr().out.startswith("audit skipped: the index does not tell of ")

@@ -4,6 +4,7 @@ Each is a generator that takes characters, and "" at the end, and so cannot know
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
@@ -25,14 +26,15 @@ class Malformed(Exception):
         self.next = next
 
 
-class Reader:
+class Reader(ABC):
     def __init__(self) -> None:
         self._out: list[Saying] = []
         self._reading = self.read()
         next(self._reading)
 
+    @abstractmethod
     def read(self) -> Reading[None]:
-        raise NotImplementedError
+        """All of the answer: what it says goes to `say`."""
 
     def feed(self, text: str) -> list[Saying]:
         for char in text:
