@@ -20,8 +20,9 @@ from services.engine.sample import Candidates, choose
 from services.engine.scheduler import Chunk, Step
 from services.engine.sequence import Sequence
 from services.gateway.desk import Piece
+from tests.kit.tongue import VOCABULARY, Model, Speller, VectorModel, spelling
 from tests.kit.weather import ROLLING, STILL
-from tests.kit.world import VOCABULARY, Model, Speller, VectorModel, Wish, World, spelling
+from tests.kit.world import Wish, World
 
 USUAL = {"ended", "refused_stale"}
 """What a ledger counts where nothing goes wrong; a cancelled request leaves frames under way."""
@@ -153,8 +154,8 @@ def _left(world: World) -> list[str]:
     faults = []
     if world.ledger.entries:
         faults.append(f"the ledger still holds {list(world.ledger.entries)}")
-    if world.queue:
-        faults.append(f"the queue still holds {[s.job.request[-2:] for s in world.queue.values()]}")
+    if world.queue.stored:
+        faults.append(f"the queue still holds {[s.job.request[-2:] for s in world.queue.stored.values()]}")
     for id, engine in world.engines.items():
         for request, hold in engine.holds.items():
             if hold.phase is not Phase.FINISHED:
@@ -180,7 +181,7 @@ def _twice(world: World) -> list[str]:
     if world.weather is STILL:
         faults += [
             f"{request[-2:]} was delivered {count} times, and nothing had happened"
-            for request, count in world.deliveries.items()
+            for request, count in world.queue.deliveries.items()
             if count > 1
         ]
         held = {id for id, node in {**world.engines, **world.scribes}.items() if _holds(node)}

@@ -3,8 +3,8 @@
 """A world for the protocol's state machines: clients, processes, a job queue, and what befalls them.
 
 Everything random comes from one seed, so a failing seed replays exactly. The machines are the real ones;
-only what carries their messages is simulated (`network.py`), as is the queue, which redelivers as JetStream
-does. What must hold in every world is `promise.py`'s.
+only what carries their messages is simulated (`network.py`), as are the queue (`queue.py`) and what engines
+say (`tongue.py`). What must hold in every world is `promise.py`'s.
 """
 
 import random
@@ -14,30 +14,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millrace import messages as m
-from millrace.subjects import ACK_WAIT_S, GATEWAY, ORPHANS, Send
+from millrace.subjects import GATEWAY, ORPHANS, Send
 from services.detokenizer import scribe
 from services.detokenizer.scribe import Scribe
 from services.engine import roster
 from services.engine.loop import StepLoop
-from services.engine.pool import Vectors
 from services.engine.prefix import Prefixes
 from services.engine.roster import Roster
 from services.engine.sample import Candidates, choose
-from services.engine.scheduler import Output, Scheduler, Step
+from services.engine.scheduler import Output, Scheduler
 from services.engine.sequence import Sequence
-from services.engine.sim import MASK, Costs, SimModel, Vocabulary
 from services.gateway.desk import Piece
 from services.gateway.effects import Bury, Check, Delete, Effect, Probe, Resubmit, Settle
 from services.gateway.entry import Entry
 from services.gateway.ledger import Ledger
 from tests.kit.network import Network, Node
 from tests.kit.prophet import Prophet
+from tests.kit.queue import Queue
+from tests.kit.tongue import POISON, VOCABULARY, Crash, Model, PoisonedModel, Speller, VectorModel
 from tests.kit.weather import Fault, Weather, weather_of
 
 SLOTS, CHUNK = 4, 8
 PLACES = 12  # for blocks of prefixes: too few for all
-VOCABULARY = Vocabulary(words=list(range(8, 250)), eos=2)
-POISON = 666
 EDITED: dict[str, Any] = {"repetition": 1.3, "presence": 0.5, "frequency": 0.4, "bias": {9: 11.0, 10: -2.0}}
 CALM_S = 4.0
 """From then on nothing goes wrong any more."""
@@ -47,58 +45,6 @@ QUIET_S = 60.0
 
 LINGER_S = 2.0
 """After the last answer: what is still held then is held for nothing."""
-
-
-class Crash(Exception):
-    pass
-
-
-class Model(SimModel):
-    """Engines of another kind go another way at every token: what one says, another would not have said."""
-
-    def __init__(self, kind: int, slots: int = 1, places: int = 0):
-        costs = Costs(0, 0, 0)
-        super().__init__(slots, VOCABULARY, costs=costs, eos_chance=0.004, kind=kind, places=places)
-        self._way = (kind * 0x9E3779B97F4A7C15) & MASK
-
-    def _candidates(self, states: list[int]) -> Candidates:
-        return super()._candidates([state ^ self._way for state in states])
-
-
-class PoisonedModel(Model):
-    def run(self, step: Step) -> Candidates:
-        if any(s.sampling.seed == POISON for s in step.sequences):
-            raise Crash
-        return super().run(step)
-
-
-class VectorModel(PoisonedModel):
-    """In place of its candidates it tells what they would be made of."""
-
-    def _candidates(self, states: list[int]) -> Vectors:
-        return Vectors.of([(state ^ self._way).to_bytes(8, "little") for state in states])
-
-
-def spelling(token: int) -> bytes:
-    return f"{token}.".encode()
-
-
-class Speller:
-    """A decoder whose every third token completes the two before it."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def spell(self, token_id: int) -> bytes:
-        return spelling(token_id)
-
-    def step(self, token_id: int) -> str:
-        self._held += f"{token_id}."
-        return self.finish() if token_id % 3 == 0 else ""
-
-    def finish(self) -> str:
-        text, self._held = self._held, ""
-        return text
 
 
 @dataclass(frozen=True)
@@ -133,14 +79,6 @@ class Wish:
         return self.prompt.sampling.seed == POISON
 
 
-@dataclass
-class Stored:
-    job: m.Job
-    deliveries: int = 0
-    lease: str = ""
-    until: float = 0.0  # redelivered then; 0: not delivered
-
-
 @dataclass(frozen=True)
 class Breakage:
     """A sabotaged rule, to see that the world notices."""
@@ -168,9 +106,7 @@ class World:
         self.weather = weather or drawn
         self.net = Network(self.random, self.random.choice(self.weather.losses))
         self._breakage = breakage or Breakage()
-        self.queue: dict[int, Stored] = {}
-        self._seq = 0
-        self.deliveries: Counter[str] = Counter()
+        self.queue = Queue(self.net)
         self.released: Counter[tuple[str, str]] = Counter()  # the last epoch of a request, as a node was told
         self.overtaken = 0  # what was given up that an answer to a ping had told to be gone, a moment before
         self.engines: dict[str, Roster] = {}
@@ -193,7 +129,7 @@ class World:
         for _ in range(self.random.randint(1, 2)):
             self._boot_scribe()
         self.net.every("gw", 0.05, self._gateway_tick)
-        self.net.every("", 0.02, self._redeliver)
+        self.net.every("", 0.02, self.queue.redeliver)
         for wish in self.wishes:
             self.net.at(wish.at, lambda wish=wish: self._open(wish))
         for _ in range(self.random.randint(*self.weather.faults)):
@@ -208,7 +144,7 @@ class World:
         return self.net.now > (self._over_at or CALM_S + QUIET_S)
 
     def _finished(self) -> bool:
-        return all(w.entry is not None and w.entry.ended for w in self.wishes) and not self.queue
+        return all(w.entry is not None and w.entry.ended for w in self.wishes) and not self.queue.stored
 
     # -- clients
 
@@ -277,7 +213,6 @@ class World:
         if not self.net.nats_up:
             self.net.at(0.05, lambda: self._submit(prompt))
             return
-        self._seq += 1
         job = m.Job(
             prompt.request,
             prompt.attempt,
@@ -287,8 +222,7 @@ class World:
             stop_ids=[m.VECTOR if self.vectors else VOCABULARY.eos],
             logprobs=prompt.logprobs,
         )
-        self.queue[self._seq] = Stored(job)
-        seq, count = self._seq, len(wish.ids)
+        seq, count = self.queue.store(job), len(wish.ids)
         entry = wish.entry
 
         def admitted() -> None:
@@ -328,14 +262,14 @@ class World:
                     )
                 case Settle(lease, verb):
                     if self.net.nats_up and not self.net.loses():
-                        self._settle(lease, verb)
+                        self.queue.settle(lease, verb)
                 case Probe(_, to, ping):
                     self._probe(to, ping)
                 case Delete(seq):
                     if self.net.nats_up:
-                        self.queue.pop(seq, None)
+                        self.queue.stored.pop(seq, None)
                 case Check(request, seq):
-                    if self.net.nats_up and seq not in self.queue:
+                    if self.net.nats_up and seq not in self.queue.stored:
                         self.net.at(
                             0.001, lambda request=request: self._gateway_does(self.ledger.missing(request))
                         )
@@ -419,6 +353,13 @@ class World:
         node = self.net.node(f"detok{len(self.net.nodes)}")
         self.scribes[node.id] = self._breakage.scribe(node.id, lambda keep: Speller())
         self.net.log(f"{node.id} boots")
+
+    def _pull(self, node: Node, engine: Roster) -> None:
+        if not (self.net.hears(node) and self.net.heard(node)):
+            return
+        for job, lease, delivery in self.queue.pulled(lambda: engine.room > 0):
+            self.net.log(f"{node.id} pulls {job.request[-2:]} delivery {delivery}")
+            self._engine_does(node, engine.job(job, lease, delivery, self.net.now))
 
     def _engine_does(self, node: Node, effects: Iterable[roster.Effect]) -> None:
         for effect in effects:
@@ -504,43 +445,6 @@ class World:
             else:
                 self.net.send(node, to, repr(effect), lambda to=to, effect=effect: self._told(to, effect))
 
-    # -- the queue
-
-    def _pull(self, node: Node, engine: Roster) -> None:
-        if not (self.net.hears(node) and self.net.heard(node)):
-            return
-        for seq, stored in list(self.queue.items()):
-            if engine.room <= 0:
-                return
-            if not stored.until:
-                stored.deliveries += 1
-                self.deliveries[stored.job.request] += 1
-                stored.lease = f"{seq}.{stored.deliveries}"
-                stored.until = self.net.now + ACK_WAIT_S
-                if self.net.loses():
-                    continue  # swallowed by a pull that nobody reads any more
-                self.net.log(f"{node.id} pulls {stored.job.request[-2:]} delivery {stored.deliveries}")
-                self._engine_does(node, engine.job(stored.job, stored.lease, stored.deliveries, self.net.now))
-
-    def _redeliver(self) -> None:
-        if self.net.nats_up:
-            for stored in self.queue.values():
-                if stored.until and stored.until <= self.net.now:
-                    stored.until = 0.0
-
-    def _settle(self, lease: str, verb: str) -> None:
-        """Any delivery's subject settles the job, as JetStream has it."""
-        seq = int(lease.partition(".")[0])
-        stored = self.queue.get(seq)
-        if stored is None:
-            return
-        if verb in ("+ACK", "+TERM"):
-            del self.queue[seq]
-        elif verb == "-NAK":
-            stored.until = 0.0
-        elif stored.until:
-            stored.until = self.net.now + ACK_WAIT_S
-
     # -- faults
 
     def _fault(self) -> None:
@@ -555,7 +459,7 @@ class World:
         if fault is Fault.NATS:
             self._nats_down(seconds / 2)
         elif fault is Fault.WIPE:
-            self.queue.clear()
+            self.queue.stored.clear()
             self._nats_down(seconds / 6)
         elif fault is Fault.PAUSE_GATEWAY:
             self.gateway.paused_until = now + seconds

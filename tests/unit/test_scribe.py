@@ -2,7 +2,7 @@
 
 from millrace import messages as m
 from services.detokenizer.scribe import Ask, Scribe
-from tests.kit.world import Speller
+from tests.kit.tongue import Speller
 
 
 def test_who_has_lost_the_job_is_reported_to_its_owner() -> None:
