@@ -21,6 +21,7 @@ from services.gateway.desk import Piece
 from services.gateway.effects import Bury, Check, Delete, Effect, Lost, Probe, Resubmit, Settle
 from services.gateway.entry import Entry
 from services.gateway.kin import WAIT_S, Kin
+from services.gateway.peers import Peers
 
 RENEW_S = ACK_WAIT_S / 2.5
 """One lost renewal must not cost the lease."""
@@ -40,22 +41,6 @@ SLOW_S = ACK_WAIT_S / 2
 SILENT_S = 0.6
 """It gives a sign of life every half second, and is taken to be silent only after more than this."""
 
-LOST_S = 60.0
-"""Who is not heard again by then is gone."""
-
-GRACE_S = 1.0
-"""After this gateway reconnects, others may still be reconnecting: 'nobody listens' proves nothing yet."""
-
-
-@dataclass(slots=True)
-class Peer:
-    """An engine or detokenizer, as far as the watchdog needs to know it."""
-
-    probing: bool = False
-    missed: int = 0
-    steps: int = -1
-    stepped_at: float = 0.0
-
 
 @dataclass(frozen=True)
 class Watch:
@@ -69,11 +54,9 @@ class Ledger:
         self.entries: dict[str, Entry] = {}
         self.counts: Counter[str] = Counter()
         self._watch = watch or Watch()
-        self._peers: dict[str, Peer] = {}
+        self._peers = Peers(self._watch.pings)
         self._detokenizers: dict[str, float] = {}  # id -> last seen
         self._kin = Kin()
-        self._lost: dict[str, float] = {}  # who did not answer any more, and when
-        self._grace_until = 0.0
 
     # -- a request's life as the client sees it
 
@@ -378,9 +361,7 @@ class Ledger:
                         mute.setdefault(entry.detokenizer, [])
         for subject, asked in ((ENGINE, quiet), (DETOKENIZER, mute)):
             for id, refs in asked.items():
-                peer = self._peers.setdefault(id, Peer())
-                if not peer.probing:
-                    peer.probing = True
+                if self._peers.ask(id):
                     effects.append(Probe(subject, id, m.Ping(refs)))
         return effects
 
@@ -406,10 +387,7 @@ class Ledger:
         return self.cancel(entry.request, failure)
 
     def pong(self, pong: m.Pong, asked: m.Ping, now: float) -> list[Effect]:
-        peer = self._peers.setdefault(pong.id, Peer())
-        peer.probing, peer.missed = False, 0
-        if pong.steps != peer.steps:
-            peer.steps, peer.stepped_at = pong.steps, now
+        stepped_at = self._peers.answered(pong, now)
         held = {h.request: h for h in pong.held}
         effects: list[Effect] = []
         for ref in asked.refs:
@@ -419,7 +397,7 @@ class Ledger:
             has = held.get(ref.request)
             if has is None or has.epoch != entry.epoch:
                 effects += self._revoke(entry, "forgotten", now)
-            elif has.sent <= len(entry.committed) and now - max(peer.stepped_at, entry.progress_at) > HANG_S:
+            elif has.sent <= len(entry.committed) and now - max(stepped_at, entry.progress_at) > HANG_S:
                 effects += self._revoke(entry, "hung", now, blame=True)
             else:
                 entry.alive_at = now
@@ -445,16 +423,11 @@ class Ledger:
 
     def unanswered(self, id: str, *, gone: bool, now: float) -> list[Effect]:
         """A probe of an engine or a detokenizer came to nothing; `gone`: nobody listens there."""
-        peer = self._peers.setdefault(id, Peer())
-        peer.probing = False
-        peer.missed += 1
-        if not (gone and now >= self._grace_until) and peer.missed < self._watch.pings:
+        if not self._peers.unanswered(id, gone=gone, now=now):
             return []
-        del self._peers[id]
         # One that still says that it is there cannot be reached: no request has silenced it.
         blame = gone or not self._kin.heard_since(id, now - SILENT_S)
         self._kin.gone(id)
-        self._lost = {other: at for other, at in self._lost.items() if now - at < LOST_S} | {id: now}
         effects = self._detokenizer_gone(id, now)
         for entry in list(self.entries.values()):
             if entry.engine == id:
@@ -473,8 +446,7 @@ class Ledger:
 
     def reconnected(self, now: float) -> list[Effect]:
         """NATS is back. What was on its way is lost; silence until now says nothing of anybody."""
-        self._grace_until = now + GRACE_S
-        self._peers.clear()
+        self._peers.reconnected(now)
         for id in self._detokenizers:
             self._detokenizers[id] = now
         for entry in self.entries.values():
@@ -495,7 +467,7 @@ class Ledger:
 
     def here(self, here: m.Here, now: float) -> list[Effect]:
         self._kin.heard(here, now)
-        if self._lost.pop(here.id, None) is not None:
+        if self._peers.back(here.id):
             for entry in self.entries.values():
                 entry.acquit(here.id)
         if here.role == "detokenizer":
@@ -506,7 +478,7 @@ class Ledger:
             if new:
                 waiting = [e for e in self.entries.values() if e.engine and not (e.detokenizer or e.vector)]
                 return [effect for entry in waiting for effect in self._switch(entry, here.id, now)]
-        if now < self._grace_until and here.role == "engine":
+        if self._peers.grace(now) and here.role == "engine":
             return self._resend_all((e for e in self.entries.values() if e.engine == here.id), now)
         return []
 

@@ -64,7 +64,7 @@ class ShortLedger(Ledger):
 
 class PatientLedger(Ledger):
     def unanswered(self, id: str, *, gone: bool, now: float) -> list[Effect]:
-        self._peers.pop(id, None)
+        self._peers.unanswered(id, gone=gone, now=now)
         return []
 
 
