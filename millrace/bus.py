@@ -183,10 +183,12 @@ class Bus:
         try:
             await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
+            bus._closing = True
             connecting.cancel()
-            closing = asyncio.ensure_future(client.close())
-            await asyncio.wait({connecting, closing}, timeout=CLOSE_S)
-            closing.cancel()
+            # What nats-py fails with when it is stopped amid its first words is nobody's to hear of.
+            ended = asyncio.gather(connecting, client.close(), return_exceptions=True)
+            await asyncio.wait({ended}, timeout=CLOSE_S)
+            ended.cancel()
             raise
         if refused.done() and not client.is_connected:
             connecting.cancel()

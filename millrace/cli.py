@@ -31,7 +31,7 @@ COMMANDS = {
     "complete": "let a model of a running service go on with a text",
     "trace": "draw where the time of a request went",
     "key": "make an API key",
-    "model": "convert, list, check and remove models",
+    "model": "get, convert, list, measure, check and remove models",
     "broker": "write a nats-server configuration and the roles' passwords, for a server of your own",
     "healthy": "say whether the process that writes this file is well: a container's health check",
     "doctor": "say what would keep it from working here, and what mends that",
@@ -98,7 +98,7 @@ HELP = {
     "sim_eos": "simulated model: chance at each token that the answer ends",
     "sim_poison_seed": "simulated model: a request with this seed aborts its engine (-1: none)",
     "gateways": "how many gateways",
-    "engines": "how many engines",
+    "engines": "how many engines share this machine",
     "tokenizers": "how many tokenizers",
     "detokenizers": "how many detokenizers",
     "state_dir": "where the service keeps its state (default: $XDG_STATE_HOME/millrace/<port>)",
@@ -118,15 +118,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingError as error:
         print(f"millrace: {error}", file=sys.stderr)
         return 2
-    except PermissionError as error:
-        print(f"millrace: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # Whoever reads has seen enough. Nothing is left to be said at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"millrace: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return status
 
 
@@ -420,7 +422,8 @@ def _add_flags(
         else:
             if only is None and field.default != "" and "default" not in text:
                 text += f" (default: {field.default})"
-            parser.add_argument(flag, metavar="N" if field.type in (int, float) else "TEXT", help=text)
+            kind = getattr(field.type, "__origin__", field.type)  # without its limits
+            parser.add_argument(flag, metavar="N" if kind in (int, float) else "TEXT", help=text)
         added.add(field.name)
     return added
 

@@ -8,6 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
+
+MOST = 64
+"""Processes of one role on one machine; more is a slip of the finger."""
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Processes = Annotated[int, Meta(ge=0, le=MOST)]
+Count = Annotated[int, Meta(ge=1)]
+Amount = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+Measure = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,22 +38,22 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Port = 8000
     fd: int = -1  # an already listening socket, as `millrace up` hands it over; -1: open host:port
-    queue: int = 256  # jobs waiting and running, all models together: JOBS max_msgs
-    replicas: int = 1  # servers of a NATS cluster that each keep the job queue
-    tenant_queue: int = 64  # with keys: jobs of one tenant waiting and running, for each model
+    queue: Count = 256  # jobs waiting and running, all models together: JOBS max_msgs
+    replicas: Count = 1  # servers of a NATS cluster that each keep the job queue
+    tenant_queue: Count = 64  # with keys: jobs of one tenant waiting and running, for each model
     keys: str = ""  # a key file (`millrace/keys.py`), or its JSON itself; empty: no key is asked for
-    deadline_s: float = 120.0  # a client may ask for less
-    max_body: int = 4 << 20
-    drain_s: float = 30.0  # how long streams may go on after SIGTERM
-    silence_ms: int = 150  # a running request this quiet has its engine pinged
-    ping_ms: int = 180  # what a ping may take
-    pings: int = 3  # unanswered ones until the engine counts as gone
-    connections: int = 4096  # open ones; further ones are refused
-    slow_sender_s: float = 60.0  # what a whole request may take to arrive
-    slow_reader: int = 1 << 20  # bytes a client may leave unread before its stream is closed
-    slow_reader_s: float = 30.0
+    deadline_s: Seconds = 120.0  # a client may ask for less
+    max_body: Count = 4 << 20
+    drain_s: Measure = 30.0  # how long streams may go on after SIGTERM
+    silence_ms: Count = 150  # a running request this quiet has its engine pinged
+    ping_ms: Count = 180  # what a ping may take
+    pings: Count = 3  # unanswered ones until the engine counts as gone
+    connections: Count = 4096  # open ones; further ones are refused
+    slow_sender_s: Seconds = 60.0  # what a whole request may take to arrive
+    slow_reader: Count = 1 << 20  # bytes a client may leave unread before its stream is closed
+    slow_reader_s: Seconds = 30.0
     metrics: bool = True  # whether requests and tokens are counted
     metrics_open: bool = False  # with keys: whether /metrics is told without one
     kill_button: bool = False  # on the page at /ui; `millrace up` sets it where only its user can press it
@@ -53,7 +64,7 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "demo"
     models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
-    max_len: int = 0  # shorten the model's context; 0: as the model has it
+    max_len: Amount = 0  # shorten the model's context; 0: as the model has it
     # How the model writes tool calls and reasoning; auto: as its chat template shows it.
     tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic"] = "auto"
     reasoning_parser: Literal["auto", "none", "deepseek_r1", "qwen3"] = "auto"
@@ -62,27 +73,27 @@ class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "demo"
     models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
-    device: Annotated[str, msgspec.Meta(pattern="^(cpu|cuda(:[0-9]{1,3})?)$")] = "cpu"
+    device: Annotated[str, Meta(pattern="^(cpu|cuda(:[0-9]{1,3})?)$")] = "cpu"
     cuda_graphs: bool = True
-    slots: int = 0  # 0: as many as fit, at most 16
-    engines: int = 1  # that share this machine's memory; `up` passes on how many it runs
-    chunk: int = 64  # prompt tokens that may join one decode step
+    slots: Amount = 0  # 0: as many as fit, at most 16
+    engines: Processes = 1  # that share this machine's memory; `up` passes on how many it runs
+    chunk: Count = 64  # prompt tokens that may join one decode step
     fast: bool = False  # whether prompts are computed in fp32 keys and values, and other bits
-    spin_us: int = 20  # how long a thread looks for more work within a step before it sleeps; 0: not at all
-    step_spans: float = 2.0  # engine.step spans a second, as a sample; 0: none
-    max_len: int = 0
-    prefix_cache_mb: int = 512
-    prefix_host_mb: int = 2048
-    prefix_disk_mb: int = 0
+    spin_us: Amount = 20  # a thread looks so long for more work within a step before it sleeps; 0: not
+    step_spans: Measure = 2.0  # engine.step spans a second, as a sample; 0: none
+    max_len: Amount = 0
+    prefix_cache_mb: Amount = 512
+    prefix_host_mb: Amount = 2048
+    prefix_disk_mb: Amount = 0
     prefix_dir: str = ""
     sysroot: str = "/"  # where /proc and /sys are
     speculate: bool = True
     draft: str = ""  # a smaller model with the same tokens, that guesses what this one says
     # The simulated model's costs. A step takes step + row x decoding rows + token x prompt tokens.
-    sim_step_ms: float = 4.0
-    sim_row_ms: float = 0.25
-    sim_token_ms: float = 0.1
-    sim_eos: float = 0.004  # chance, at each token, that the answer ends there
+    sim_step_ms: Measure = 4.0
+    sim_row_ms: Measure = 0.25
+    sim_token_ms: Measure = 0.1
+    sim_eos: Annotated[float, Meta(ge=0, le=1)] = 0.004  # chance, at each token, that the answer ends there
     sim_poison_seed: int = -1  # for tests: a request with this seed aborts its engine
 
 
@@ -95,13 +106,13 @@ class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`millrace up`; what it does not know itself it passes on to the processes it starts."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Port = 8000
     model: str = "demo"
     models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
-    gateways: int = 1
-    engines: int = 1
-    tokenizers: int = 1
-    detokenizers: int = 1
+    gateways: Processes = 1
+    engines: Processes = 1
+    tokenizers: Processes = 1
+    detokenizers: Processes = 1
     state_dir: str = ""  # default: one per port below $XDG_STATE_HOME/millrace
     plain: bool = False
     broker: str = ""  # a folder as `millrace broker` writes it: NATS runs elsewhere
@@ -175,5 +186,7 @@ def _file(path: Path, *, named: bool) -> dict[str, Any]:
         if named:
             raise SettingError(f"{CONFIG} names {path}, which is not there") from None
         return {}
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise SettingError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"{path}: {error}") from None

@@ -22,6 +22,7 @@ from millrace.control import ControlError, Row, Say
 from millrace.launch import Launch
 from millrace.place import CannotStart
 from millrace.seat import NATS, SILENT_S, Seat, backoff
+from millrace.settings import MOST
 from millrace.subjects import PRESENCE, Role
 from millrace.telemetry import Context
 from millrace.welcome import Welcome
@@ -39,9 +40,6 @@ TRIES = 3
 
 PATIENCE_S = 15.0
 """Inner processes hand over what they hold; nats-server closes its files. A gateway has its own limit."""
-
-MOST = 64
-"""Processes of one role on one machine; more is a slip of the finger."""
 
 WARNINGS = 5
 """Lines a tick that one process may put before the user; its log has them all."""

@@ -25,8 +25,6 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
     """Run a service until it is told to stop. `passed` are settings for the processes it starts."""
     began = time.monotonic()
     for role in SCALED:
-        if getattr(given, f"{role}s") < 0:
-            raise settings.SettingError(f"{role}s: a number of processes is not negative")
         _checked(role, passed)
     model = models.find(given.model, given.models)
     gpus = _gpus(_checked(Role.ENGINE, passed))

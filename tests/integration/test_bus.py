@@ -1,6 +1,7 @@
 """The bus on a real nats-server: what is poisoned, lost, refused or repeated is counted and told."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -282,3 +283,21 @@ async def test_a_lease_cannot_smuggle_a_command(join: Join) -> None:
 
     assert [real] == heard
     assert gateway.up
+
+
+async def test_who_is_stopped_while_it_connects_leaves_without_a_word(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At whatever moment: a service that is ended while it starts has no troubles to tell of."""
+    failed: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, told: failed.append(told))
+    for turns in range(30):
+        connecting = asyncio.ensure_future(Bus.connect(server.broker.url(Role.ENGINE), Role.ENGINE, "e"))
+        for _ in range(turns):
+            await asyncio.sleep(0.0001)
+        connecting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await connecting).close()
+        del connecting  # what nobody has looked at is complained of now
+
+    assert ([], []) == (failed, caplog.messages)

@@ -69,6 +69,10 @@ def test_another_roles_setting_is_passed_over(config: Path) -> None:
         ("slots = true", {}, {}, "slots in"),
         ("[engine]\nslots = 'x'", {}, {}, "engine.slots in"),
         ("", {}, {"slots": "3.5"}, "--slots"),
+        ("", {}, {"slots": "-1"}, "--slots"),
+        ("", {"MILLRACE_CHUNK": "0"}, {}, "MILLRACE_CHUNK"),
+        ("sim_step_ms = nan", {}, {}, "sim_step_ms in"),
+        ("", {}, {"engines": "65"}, "--engines"),
         ("slots =", {}, {}, "millrace.toml"),
     ],
 )
@@ -81,6 +85,37 @@ def test_what_is_unknown_or_does_not_fit_is_named(
         load(Engine, flags, {"MILLRACE_CONFIG": str(config), **env})
 
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "99999"])
+def test_a_port_that_cannot_be_is_refused(port: str) -> None:
+    """The system takes a part of the number, and listens somewhere else."""
+    with pytest.raises(SettingError, match="--port"):
+        load(Up, {"port": port}, {})
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_a_limit_of_time_is_a_time(seconds: str) -> None:
+    """Of none at all every request would be over it."""
+    with pytest.raises(SettingError, match="--deadline-s"):
+        load(Gateway, {"deadline_s": seconds}, {})
+
+
+@pytest.mark.parametrize("kind", ["folder", "binary"])
+def test_a_file_that_cannot_be_read_is_named(config: Path, kind: str) -> None:
+    """A folder of that name, or something that is no text."""
+    config.mkdir() if kind == "folder" else config.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingError, match=r"millrace\.toml"):
+        load(Engine, {}, {"MILLRACE_CONFIG": str(config)})
+
+
+def test_what_the_system_refuses_is_said_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the path that it is about."""
+    status = cli.main(["healthy", str(tmp_path)])
+
+    assert (1, f"millrace: {tmp_path}: Is a directory\n") == (status, capsys.readouterr().err)
 
 
 def test_a_named_file_that_is_not_there_is_an_error(config: Path) -> None:
