@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import machine, twins
-from millrace import models, settings
+from millrace import models, possible, settings
 from millrace.messages import Sampling
 from services.engine import prepare
 from services.engine.sample import choose
@@ -46,6 +46,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         folder = Path(args.folder) if args.folder else twins.ours(work, args.shape, args.quant)
+        possible.fast(models.find(str(folder)), settings.Engine(fast=args.fast))
         folder = prepare.converted(models.find(str(folder)), work)
         graphs = prepare.prepared(folder, work)
         fast = prepare.faster(folder, work, graphs) if args.fast else None

@@ -73,7 +73,7 @@ class Fit:
 
     @property
     def slots_bytes(self) -> int:
-        return (self.slots + 1) * self.needs.slot(self.context) + self._wide
+        return (self.slots + 1) * self.needs.slot(self.context) + self.wide
 
     @property
     def drafts_bytes(self) -> int:
@@ -91,7 +91,7 @@ class Fit:
     @property
     def most_slots(self) -> int:
         """With contexts of this length."""
-        room = self._room - self.drafts_bytes - self._wide
+        room = self._room - self.drafts_bytes - self.wide
         return max(0, room // self.needs.slot(self.context) - 1)
 
     @property
@@ -109,7 +109,8 @@ class Fit:
         return max(0, self._room - self.slots_bytes - self.drafts_bytes)
 
     @property
-    def _wide(self) -> int:
+    def wide(self) -> int:
+        """Of the prompt that fast mode computes, in each engine; a part of the slots' bytes."""
         return self.context * self.needs.wide
 
     @property

@@ -290,8 +290,9 @@ def _doctor(args: dict[str, Any]) -> int:
     from millrace import doctor
 
     as_json = args.pop("json")
-    up, gateway = settings.load(settings.Up, args), settings.load(settings.Gateway, {})
-    return doctor.run(up, gateway, as_json=as_json, say=print)
+    up, engine = settings.load(settings.Up, args), settings.load(settings.Engine, args)
+    gateway = settings.load(settings.Gateway, {})
+    return doctor.run(up, gateway, engine, as_json=as_json, say=print)
 
 
 def _asking(run: "Callable[[Client], int]", args: dict[str, Any]) -> int:
@@ -382,6 +383,7 @@ def _parser() -> argparse.ArgumentParser:
     made["healthy"].add_argument("--live", action="store_true", help="whether it runs, ready or not")
     made["doctor"].add_argument("--json", action="store_true", help="print a JSON list")
     _add_flags(made["doctor"], settings.Up, only={"host", "port", "model", "models", "engines", "state_dir"})
+    _add_flags(made["doctor"], settings.Engine, only={"slots", "max_len", "fast", "draft"})
     made["ps"].add_argument("--json", action="store_true", help="print a JSON list")
     made["scale"].add_argument("size", metavar="role=number", help="like engine=3")
     made["restart"].add_argument("role", nargs="?", help="gateway, tokenizer, engine, detokenizer or nats")

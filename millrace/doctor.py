@@ -20,8 +20,8 @@ from typing import Literal
 
 import msgspec
 
-from millrace import broker, cache, control, models, nats_conf, place, settings, store
-from millrace.capacity import CannotFit, Fit, Memory, fit
+from millrace import broker, cache, control, models, nats_conf, place, possible, settings, store
+from millrace.capacity import CannotFit, Fit, Memory
 from millrace.columns import size
 from millrace.machine import Machine
 
@@ -125,7 +125,7 @@ def memory(found: Memory, fitting: Fit | str) -> Finding:
     if isinstance(fitting, str):
         return Finding("memory", "bad", f"{said}: {fitting}", "give it more, or serve a smaller model")
     said += f"; {fitting.slots} slots of {fitting.context} tokens fit"
-    if found.available < fitting.needs.weights:
+    if found.available < fitting.weights:
         mend = "end something that uses much: engines take no request while memory is short"
         return Finding("memory", "warn", said, mend)
     return Finding("memory", "ok", said)
@@ -170,19 +170,24 @@ def open_files(hard: int, connections: int) -> Finding:
     return Finding("open files", "ok", said)
 
 
-def model(name: str, wrong: Sequence[str], note: str) -> Finding:
+def model(name: str, wrong: Sequence[str], note: str, *, role: str = "model") -> Finding:
     """`wrong`: what is wrong with its files, or why it cannot be found."""
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         mend = "`millrace model ls` lists what there is; get or convert it again"
-        return Finding("model", "bad", f"{wrong[0]}{more}", mend)
-    return Finding("model", "ok", f"{name}: {note}")
+        return Finding(role, "bad", f"{wrong[0]}{more}", mend)
+    return Finding(role, "ok", f"{name}: {note}")
+
+
+def refused(setting: str, why: str) -> Finding:
+    mend = f"leave --{setting} out, or choose other models: `millrace model ls` lists what there is"
+    return Finding(setting, "bad", why, mend)
 
 
 # -- what is there
 
 
-def examine(up: settings.Up, gateway: settings.Gateway) -> Iterator[Finding]:
+def examine(up: settings.Up, gateway: settings.Gateway, engine: settings.Engine) -> Iterator[Finding]:
     """One finding after another, as they are made."""
     machine = Machine()
     yield python(sys.version_info[:3])
@@ -205,7 +210,7 @@ def examine(up: settings.Up, gateway: settings.Gateway) -> Iterator[Finding]:
         used = sum(path.stat().st_size for path in _files(state / "nats"))
         yield jetstream(nats_conf.MAX_STORE, used, _free(state))
     yield processor(_flags(), platform.machine(), machine.cpus())
-    yield from _of_model(up, machine.memory())
+    yield from _of_model(engine, machine.memory())
     kept = models.store_root(up.models)
     for name, folder in (("state", state), ("cache", cache.root()), ("models", kept)):
         writable = os.access(_there(folder), os.W_OK)
@@ -216,25 +221,46 @@ def examine(up: settings.Up, gateway: settings.Gateway) -> Iterator[Finding]:
     yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1], gateway.connections)
 
 
-def _of_model(up: settings.Up, there: Memory) -> Iterator[Finding]:
+def _of_model(given: settings.Engine, there: Memory) -> Iterator[Finding]:
     try:
-        served = models.find(up.model, up.models)
-        known = store.manifest(served.folder) is not None
-        wrong = store.verify(served.folder) if known else []
+        served = models.find(given.model, given.models)
     except (ValueError, OSError) as error:
-        yield model(up.model, [str(error)], "")
+        yield model(given.model, [str(error)], "")
         return
-    note = "every file is as it was made" if known else "no digests to hold its files against"
-    yield model(served.name, wrong, f"{note}, in {served.folder}")
-    if served.simulated or wrong:
+    found = [_files_of("model", served)]
+    beside: models.Model | None = None
+    if given.fast:
+        try:
+            possible.fast(served, given)
+            found.append(Finding("fast", "ok", "its prompts can be computed so"))
+        except (ValueError, ImportError, OSError) as error:
+            found.append(refused("fast", str(error)))
+    try:
+        if beside := possible.draft(served, given):
+            found.append(_files_of("draft", beside))
+    except (ValueError, ImportError, OSError) as error:
+        found.append(refused("draft", str(error)))
+    yield from found
+    # What fits on a GPU, the engine says.
+    if served.simulated or given.device != "cpu" or any(each.state == "bad" for each in found):
         return
     try:
         from millrace import plan  # noqa: PLC0415 - ONNX, which takes a second
 
-        fitting: Fit | str = fit(plan.needs(served), there, engines=up.engines)
+        fitting: Fit | str = plan.fits(served, given, there, beside)
     except (CannotFit, ValueError, ImportError, OSError) as error:
         fitting = str(error)
     yield memory(there, fitting)
+
+
+def _files_of(role: str, found: models.Model) -> Finding:
+    try:
+        known = store.manifest(found.folder) is not None
+        wrong = store.verify(found.folder) if known else []
+    except (ValueError, OSError) as error:
+        return model(found.name, [str(error)], "", role=role)
+    note = "every file is as it was made" if known else "no digests to hold its files against"
+    return model(found.name, wrong, f"{note}, in {found.folder}", role=role)
 
 
 def _port(up: settings.Up, state: Path) -> Finding:
@@ -310,11 +336,18 @@ def _synchronised() -> bool:
 # -- how it is said
 
 
-def run(up: settings.Up, gateway: settings.Gateway, *, as_json: bool, say: Callable[[str], None]) -> int:
+def run(
+    up: settings.Up,
+    gateway: settings.Gateway,
+    engine: settings.Engine,
+    *,
+    as_json: bool,
+    say: Callable[[str], None],
+) -> int:
     """The exit status: 1 if something would keep it from working."""
     found = []
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for finding in examine(up, gateway):
+    for finding in examine(up, gateway, engine):
         found.append(finding)
         if not as_json:
             say("\n".join(lines(finding, colour=colour)))

@@ -39,6 +39,7 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--slots", type=int, default=0, help="sequences at once (default: what fits, up to 16)")
     plan.add_argument("--engines", type=int, default=1, help="that share the machine (default: 1)")
     plan.add_argument("--draft", default="", help="a smaller model that is to guess for it (default: none)")
+    plan.add_argument("--fast", action="store_true", help="with prompts computed in fast mode")
     plan.add_argument("--max-len", type=int, default=0, help="tokens of context (default: the model's)")
     for each in (show, verify, rm, plan, measure):
         each.add_argument("name", help="as `millrace model ls` has it, or a folder")
@@ -276,19 +277,18 @@ def convert_into(
     print(f"converted in {time.monotonic() - began:.0f} s")
 
 
-def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int, engines: int, draft: str) -> int:
-    from millrace import capacity, plan
+def _plan(root: Path, name: str, as_json: bool, **given: Any) -> int:
+    from millrace import capacity, plan, possible
     from millrace.machine import Machine
 
     model = models.find(name, str(root))
     if model.simulated:
         raise ValueError(f"{name} is simulated: it has no weights, keys or values")
+    wanted = settings.Engine(models=str(root), prefix_cache_mb=0, **given)
+    possible.fast(model, wanted)
     machine = Machine()
     memory = machine.memory()
-    beside = plan.needs(models.find(draft, str(root))) if draft else None
-    fitting = capacity.fit(
-        plan.needs(model), memory, slots=slots, context=max_len, engines=engines, draft=beside
-    )
+    fitting = plan.fits(model, wanted, memory, possible.draft(model, wanted))
     made = plan.made(model, store.form_of(model), fitting, machine.cpus(), plan.bandwidth(memory.available))
     if as_json:
         _print_json(made)
@@ -306,7 +306,12 @@ def _plan(root: Path, name: str, as_json: bool, slots: int, max_len: int, engine
         ),
         ("fits", f"{made.slots} slots of {made.max_len} tokens: {size(made.slots_bytes)}"),
         ("", f"at most {made.most_slots} slots of {made.max_len} tokens, or {made.slots} of {made.longest}"),
-        *([("draft", f"{size(made.draft)}: its weights, and its slot in each engine")] if draft else []),
+    ]
+    if made.fast:
+        rows.append(("fast", f"{size(made.fast)} of that: the prompt that is computed, in fp32"))
+    if made.draft:
+        rows.append(("draft", f"{size(made.draft)}: its weights, and its slot in each engine"))
+    rows += [
         ("memory", f"{size(made.resident)} in all, if every slot of {made.engines} engine(s) is full"),
         ("bandwidth", f"{size(made.bandwidth)}/s, measured"),
     ]

@@ -3,13 +3,14 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
 import numpy as np
 
-from millrace import models
-from millrace.capacity import Fit, Needs, tokens_per_second
+from millrace import models, settings
+from millrace.capacity import Fit, Memory, Needs, fit, tokens_per_second
 
 Device = Literal["cpu", "cuda"]
 
@@ -18,6 +19,9 @@ WEIGHT_BYTES = {"int8": 1.0, "int4": 0.625, "fp32": 4.0, "fp16": 2.0}
 
 PACKED_COPIES = {"int8": 0, "int4": 2, "fp32": 2}
 """On the processor: only 8-bit weights are mapped as they are used, the others each of two sessions packs."""
+
+WIDE = 4
+"""Times keys and values in 8 bits: those of the prompt that fast mode computes."""
 
 ON_GPU = 2
 """Times all weights: each of two sessions has its own there."""
@@ -47,6 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     most_slots: int
     longest: int
     engines: int
+    fast: int  # bytes of the prompt that fast mode computes, in each engine; they are among the slots'
     draft: int  # bytes of a model that guesses, in all engines
     resident: int
     bandwidth: int  # bytes a second
@@ -85,6 +90,26 @@ def needs(model: models.Model, device: Device = "cpu") -> Needs:
     return Needs(held, linear, token, a.vocab, a.max_len, len(a.layers))
 
 
+def fits(
+    model: models.Model,
+    given: settings.Engine,
+    memory: Memory,
+    draft: models.Model | None = None,
+    device: Device = "cpu",
+) -> Fit:
+    """What an engine has memory for, as its settings have it; CannotFit if not for all that they ask for."""
+    needed = needs(model, device)
+    return fit(
+        replace(needed, wide=WIDE * needed.token) if given.fast else needed,
+        memory,
+        slots=given.slots,
+        context=given.max_len,
+        prefixes=given.prefix_cache_mb << 20,
+        engines=given.engines,
+        draft=needs(draft) if draft else None,
+    )
+
+
 def made(model: models.Model, form: str, fitting: Fit, cpus: float, bandwidth: float) -> Plan:
     needed = fitting.needs
     marks = sorted({0, fitting.context // 2, fitting.context})
@@ -105,6 +130,7 @@ def made(model: models.Model, form: str, fitting: Fit, cpus: float, bandwidth: f
         most_slots=fitting.most_slots,
         longest=fitting.longest,
         engines=fitting.engines,
+        fast=fitting.wide,
         draft=fitting.weights - needed.weights + fitting.engines * fitting.drafts_bytes,
         resident=fitting.resident,
         bandwidth=int(bandwidth),

@@ -5,12 +5,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from millrace import cache, capacity, cuda, models, settings
+from millrace import cache, capacity, cuda, models, possible, settings
 from millrace import messages as m
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
@@ -43,9 +42,8 @@ log = logging.getLogger("millrace.engine")
 
 async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
     folder = models.find(given.model, given.models)
-    if given.fast and (refused := not_fast(folder, given)):
-        raise settings.SettingError(f"--fast: {refused}")
-    beside = draft.found(folder, given) if given.draft else None
+    possible.fast(folder, given)
+    beside = possible.draft(folder, given)
     if folder.simulated:
         if cuda.number(given.device) is not None:
             raise settings.SettingError(
@@ -68,17 +66,6 @@ async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
     return EngineActor(bus, id, folder.name, given, model, max_len, folder.text, drafter)
 
 
-def not_fast(folder: models.Model, given: settings.Engine) -> str:
-    """Why prompts cannot be computed fast, as far as no file of the model has to be opened for it."""
-    if folder.simulated:
-        return f"{folder.name} is simulated, nothing computes"
-    if folder.guest:
-        return f"{folder.name} was exported by others, and is computed as it is"
-    if cuda.number(given.device) is not None:
-        return f"it is for processors, and --device is {given.device}"
-    return ""
-
-
 def fitted(
     folder: models.Model,
     given: settings.Engine,
@@ -94,16 +81,7 @@ def fitted(
         if gpu and not gpu.total:
             raise OSError(f"{gpu.name} does not say what memory it has")
         memory = capacity.Memory(gpu.total, gpu.free) if gpu else Machine(given.sysroot).memory()
-        needs = plan.needs(folder, "cuda" if gpu else "cpu")
-        fit = capacity.fit(
-            replace(needs, wide=needs.token * 4) if given.fast else needs,
-            memory,
-            slots=given.slots,
-            context=given.max_len,
-            prefixes=prefixes,
-            engines=given.engines,
-            draft=plan.needs(beside) if beside else None,
-        )
+        fit = plan.fits(folder, given, memory, beside, "cuda" if gpu else "cpu")
     except ValueError as error:
         raise settings.SettingError(f"model: {error}") from None
     except OSError as error:

@@ -47,43 +47,10 @@ PROBE = 2.0
 log = logging.getLogger("millrace.engine")
 
 
-def found(of: models.Model, given: settings.Engine) -> models.Model:
-    """The model that was asked for as a draft; SettingError if it cannot be one of this model."""
-    draft = models.find(given.draft, given.models)
-    said = f"--draft {given.draft}"
-    if not given.speculate:
-        raise settings.SettingError(f"{said}: with --no-speculate nothing is guessed")
-    for each in (of, draft):
-        if each.simulated or each.guest or each.vectors:
-            kinds = {"is simulated": each.simulated, "makes vectors": each.vectors}
-            what = next((what for what, true in kinds.items() if true), "is a model that others exported")
-            raise settings.SettingError(
-                f"{said}: {each.name} {what}, which neither guesses nor is guessed for"
-            )
-    if given.device != "cpu":
-        raise settings.SettingError(f"{said}: with --device {given.device} nothing is guessed")
-    try:
-        own, its = (models.words(models.read_json(each.text, "tokenizer.json")) for each in (of, draft))
-    except (ValueError, KeyError, TypeError) as error:
-        raise settings.SettingError(f"{said}: no tokens to compare: {error}") from None
-    if own != its:
-        word, id = min(own.items() ^ its.items(), key=lambda item: item[1])
-        which = of.name if own.get(word) == id else draft.name
-        raise settings.SettingError(
-            f"{said}: its tokens must be those of {of.name}. {of.name} has {len(own)}, {draft.name} "
-            f"{len(its)}; only {which} has {word!r} as number {id}"
-        )
-    return draft
-
-
 def opened(draft: models.Model, of: models.Model, model: Model, given: settings.Engine) -> "Draft":
-    """SettingError if it cannot be computed, or not guessed with."""
+    """SettingError if it cannot be computed."""
     from services.engine import prepare, session  # noqa: PLC0415 - ONNX, which takes a second
 
-    if not model.exact:
-        raise settings.SettingError(
-            f"--draft {given.draft}: {of.name} keeps keys and values in fp32: nothing can be guessed exactly"
-        )
     root = cache.root()
     try:
         ready = prepare.converted(draft, root)

@@ -114,12 +114,6 @@ def faster(folder: Path, root: Path, exact: Path | None) -> Path:
     """The graphs of fast mode, beside the prepared exact ones, with whose weights they share a file;
     ValueError if this machine cannot have them."""
     of = card.load(folder)
-    if of.cache != "int8":
-        raise ValueError(f"{folder} keeps keys and values in {of.cache}, its prompts are computed so already")
-    if of.quant != "int8":
-        raise ValueError(f"{folder} is {of.quant}: its weights, not its attention, take a prompt's time")
-    if of.pooling:
-        raise ValueError(f"{folder} makes vectors")
     if exact is None:
         raise ValueError(f"it needs prepared graphs, and none can be kept in {root}")
     known = f"{machine()} fast"

@@ -157,6 +157,35 @@ def test_model_plan_prints_it(
     assert "At most" in capsys.readouterr().err
 
 
+def test_model_plan_knows_fast_mode_and_a_draft(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the engine's own sum, whose refusals it has, too."""
+    monkeypatch.setattr(plan, "bandwidth", lambda available: 1e10)
+
+    def planned(*more: str) -> dict[str, int]:
+        assert 0 == cli.main(["model", "plan", "demo", "--engines", "2", "--json", *more])
+        made: dict[str, int] = json.loads(capsys.readouterr().out)
+        return made
+
+    plain, fast, both = planned(), planned("--fast"), planned("--fast", "--draft", "demo")
+    demo, memory = models.find("demo"), Machine().memory()
+    given = settings.Engine(fast=True, draft="demo", engines=2, prefix_cache_mb=0)
+
+    assert (0, 4 * plain["token"] * plain["max_len"]) == (plain["fast"], fast["fast"])
+    assert 2 * fast["fast"] == fast["resident"] - plain["resident"]
+    assert both["resident"] == fast["resident"] + both["draft"] > fast["resident"]
+    assert both["resident"] == plan.fits(demo, given, memory, demo).resident
+    assert 0 == cli.main(["model", "plan", "demo", "--fast", "--draft", "demo"])
+    text = capsys.readouterr().out
+    assert "in fp32" in text and "its slot in each engine" in text
+    hub = str(write_checkpoint(tmp_path / "hub", FAMILIES["llama2"]))
+    int4 = str(convert(Path(hub), tmp_path / "int4", "int4", accept=True))
+    for more, said in ((("--fast",), "is int4"), (("--draft", "demo"), "no tokens to compare")):
+        assert 2 == cli.main(["model", "plan", int4, *more])
+        assert said in capsys.readouterr().err
+
+
 def test_the_probe_reads_memory() -> None:
     """More than a disk gives, less than a cache."""
     assert 5e8 < plan.bandwidth(1 << 30) < 1e13

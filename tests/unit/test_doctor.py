@@ -1,13 +1,15 @@
 """Each check says what is wrong and what mends it; one bad finding makes the status."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from millrace import doctor, settings, store
+from millrace import doctor, models, settings, store
 from millrace.capacity import Memory, Needs, fit
 from millrace.doctor import Finding
 
@@ -35,6 +37,7 @@ WRONG = [
     (doctor.clock(0.0, 1e9, kept=True), "warn", "set it"),
     (doctor.open_files(1024, 4096), "warn", "ulimit"),
     (doctor.model("demo", ["model.onnx: missing", "x: missing"], ""), "bad", "millrace model ls"),
+    (doctor.refused("draft", "its tokens are others"), "bad", "--draft"),
 ]
 
 WELL = [
@@ -77,10 +80,11 @@ def test_a_gpu_is_no_matter_to_who_has_none() -> None:
     assert doctor.cuda(False, [doctor.DRIVER]) is None
 
 
-def examined(tmp_path: Path, port: int, model: str) -> tuple[int, dict[str, Finding]]:
-    up = settings.Up(port=port, model=model, state_dir=str(tmp_path), models=str(tmp_path))
+def examined(tmp_path: Path, port: int, model: str, **engine: Any) -> tuple[int, dict[str, Finding]]:
+    up = settings.Up(port=port, state_dir=str(tmp_path), models=str(tmp_path))
+    given = settings.Engine(model=model, models=str(tmp_path), **engine)
     said: list[str] = []
-    status = doctor.run(up, settings.Gateway(), as_json=True, say=said.append)
+    status = doctor.run(up, settings.Gateway(), given, as_json=True, say=said.append)
     return status, {each["name"]: msgspec.convert(each, Finding) for each in json.loads(said[0])}
 
 
@@ -102,6 +106,25 @@ def test_a_taken_port_and_a_missing_model_are_found(tmp_path: Path) -> None:
     assert status == 1
     assert (found["port"].state, found["model"].state) == ("bad", "bad")
     assert "nope" in found["model"].said
+
+
+def test_what_the_engine_is_asked_for_is_looked_at(tmp_path: Path) -> None:
+    """A draft's files and words as the model's own, fast mode, and whether so many slots fit."""
+    shipped = models.find("demo").folder
+    with store.adding(tmp_path, "small", "here") as made:
+        shutil.copytree(shipped, made)
+    _, well = examined(tmp_path, 0, "demo", draft="small", fast=True, slots=4)
+    (tmp_path / "small" / "calibration.txt").write_text("another")
+    _, changed = examined(tmp_path, 0, "demo", draft="small", fast=True)
+    status, wrong = examined(tmp_path, 0, "demo", draft="sim", slots=10**6)
+    _, nothing = examined(tmp_path, 0, "sim", fast=True)
+
+    assert ["ok"] * 4 == [well[name].state for name in ("model", "draft", "fast", "memory")]
+    assert well["draft"].said.startswith("small: every file is as it was made")
+    assert "4 slots" in well["memory"].said
+    assert changed["draft"].state == "bad" and changed["draft"].said.startswith("calibration.txt")
+    assert (1, "bad") == (status, wrong["draft"].state) and "sim is simulated" in wrong["draft"].said
+    assert nothing["fast"].state == "bad" and "sim is simulated" in nothing["fast"].said
 
 
 def test_a_file_that_was_changed_is_found(tmp_path: Path) -> None:

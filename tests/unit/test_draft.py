@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from millrace import models, settings
+from millrace import models, possible, settings
 from millrace.grammar import Grammars
 from millrace.messages import Form, Sampling, Voice
-from services.engine import draft as drafts
 from services.engine.draft import Draft, Guesser
 from services.engine.guide import Guide
 from services.engine.loop import StepLoop
@@ -293,7 +292,7 @@ def test_beyond_its_own_context_it_does_not_follow() -> None:
 def test_what_cannot_guess_is_refused(given: dict[str, Any], said: str) -> None:
     """By what was asked for, and why."""
     with pytest.raises(settings.SettingError, match=said):
-        drafts.found(models.find("demo"), settings.Engine(**given))
+        possible.draft(models.find("demo"), settings.Engine(**given))
 
 
 def test_other_words_are_refused(tmp_path: Path) -> None:
@@ -306,7 +305,7 @@ def test_other_words_are_refused(tmp_path: Path) -> None:
     vocabulary[word + "x"] = vocabulary.pop(word)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(settings.SettingError) as caught:
-        drafts.found(models.find("demo"), settings.Engine(draft=str(folder)))
+        possible.draft(models.find("demo"), settings.Engine(draft=str(folder)))
 
     for part in (str(folder), "those of demo", "other 4", f"'{word}", "number 300"):
         assert part in str(caught.value)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from millrace import models, settings
+from millrace import models, possible, settings
 from millrace.convert import convert
 from millrace.convert.card import Quant
 from millrace.messages import Sampling
@@ -87,11 +87,18 @@ def test_fast_mode_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
     int4 = convert(hub, tmp_path / "int4", "int4", accept=True)
     wide = convert(hub, tmp_path / "wide", cache="fp32")
 
-    for folder, why in ((int8, "none can be kept"), (int4, "is int4"), (wide, "in fp32")):
-        with pytest.raises(ValueError, match=why):
-            prepare.faster(folder, tmp_path / "cache", None)
-    for name, device, why in (("sim", "cpu", "simulated"), (str(hub), "cuda", "processors")):
-        assert why in actor.not_fast(models.find(name), settings.Engine(device=device))
+    with pytest.raises(ValueError, match="none can be kept"):
+        prepare.faster(int8, tmp_path / "cache", None)
+    for model, device, why in (
+        ("sim", "cpu", "simulated"),
+        (hub, "cuda", "processors"),
+        (int4, "cpu", "is int4"),
+        (wide, "cpu", "in fp32"),
+    ):
+        with pytest.raises(settings.SettingError, match=f"--fast: .*{why}"):
+            possible.fast(models.find(str(model)), settings.Engine(device=device, fast=True))
+    possible.fast(models.find(str(hub)), settings.Engine(fast=True))
+    possible.fast(models.find(str(int4)), settings.Engine())
 
 
 @pytest.mark.parametrize("quant", ["int4", "fp32"])
@@ -122,7 +129,7 @@ import subprocess
 import sys
 from pathlib import Path
 from millrace import models
-from services.engine import prepare
+from services.engine import actor, prepare
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 ready = prepare.converted(models.find(sys.argv[1]), Path(sys.argv[2]))
 print(prepare.prepared(ready, Path(sys.argv[2])))
