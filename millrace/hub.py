@@ -42,6 +42,7 @@ PERHAPS = (
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
+TEMPLATE = re.compile(rf"{models.TEMPLATES}/\w[\w.-]*\.jinja", re.ASCII)
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a small file; SHA-256 of a large one
 REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 SLACK = 64 << 20
@@ -109,6 +110,7 @@ class Repo:
             if name not in known:
                 raise ValueError(f"{self.id} has no {name}: not a model that can be served here")
         small = [self._file(known[name]) for name in (*ALWAYS, *PERHAPS, INDEX) if name in known]
+        small += [self._file(told) for name, told in known.items() if TEMPLATE.fullmatch(name)]
         for file in small:
             self._fetch(file, commit)
         shards = [self._file(known[name]) for name in self._shards(set(known), commit)]

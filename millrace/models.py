@@ -4,6 +4,8 @@ find             a shipped model or one of the store by its name, any model by i
 inside           a file of a model folder; the only way to one
 read_json        a JSON object of a model folder
 words            what its tokenizer.json says: tokens and their ids
+text_settings    what its tokenizer_config.json says
+templates        the files of chat templates that have a name
 eos_ids          the tokens that end an answer
 """
 
@@ -26,6 +28,7 @@ SHIPPED = (
 CARD = "millrace.json"  # in a folder of the engine's own form
 GUEST = "guest.json"  # in one that others exported
 MODULES = "modules.json"  # in one that makes vectors of texts
+TEMPLATES = "additional_chat_templates"  # a folder beside chat_template.jinja
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 """Of a model in the store: as the Hub names its repositories, with or without whose they are."""
@@ -164,12 +167,25 @@ def words(tokenizer: dict[str, Any]) -> dict[str, int]:
     return by_word | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
 
 
+def text_settings(folder: Path) -> dict[str, Any]:
+    """Of a tokenizer. An older folder may have a file for its special tokens, which then counts."""
+    said = read_json(folder, "tokenizer_config.json")
+    if "added_tokens_decoder" in said:
+        return said
+    return said | read_json(folder, "special_tokens_map.json", optional=True)
+
+
+def templates(folder: Path) -> list[str]:
+    found = inside(folder, TEMPLATES).glob("*.jinja")
+    return sorted(f"{TEMPLATES}/{path.name}" for path in found)
+
+
 def eos_ids(folder: Path, id_of: Callable[[str], int | None]) -> frozenset[int]:
     """What ends an answer: the tokenizer's word for it, and the ids that generation is configured with."""
     generation = read_json(folder, "generation_config.json", optional=True)
     model = read_json(folder, "config.json", optional=True)
     given = generation.get("eos_token_id", model.get("eos_token_id"))
     ids = {id for id in (given if isinstance(given, list) else [given]) if id is not None}
-    word = read_json(folder, "tokenizer_config.json").get("eos_token")
+    word = text_settings(folder).get("eos_token")
     named = id_of(str(word["content"] if isinstance(word, dict) else word)) if word else None
     return frozenset(ids if named is None else ids | {named})

@@ -33,7 +33,7 @@ from millrace.convert.network import CANDIDATES, Form, Network, Plan
 from millrace.convert.packed import Packed
 from millrace.convert.quality import Quality
 from millrace.convert.safetensors import Weights
-from millrace.models import inside, read_json
+from millrace.models import inside, read_json, templates
 
 Progress = Callable[[int, int, str], object]  # steps done, of how many, what is done now
 
@@ -157,7 +157,7 @@ def _write(
             (out / graphs[form.value]).write_bytes(content)
             digests.append(hashlib.sha256(content).hexdigest())
         digests.append(store.digest)
-    for name in (*BESIDE, *pooling.files(folder)):
+    for name in (*BESIDE, *templates(folder), *pooling.files(folder)):
         if (path := inside(folder, name)).is_file():
             (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, out / name)

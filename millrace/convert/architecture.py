@@ -12,7 +12,7 @@ Gemma 2, Gemma 3           norms count from one, and stand behind each block too
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 Config = dict[str, Any]
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""What a config.json calls layers that see all tokens, and those with a window."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class Rope:
     base: float
     scaling: Config = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        return str(self.scaling.get("rope_type", self.scaling.get("type", "default")))
+
     def tables(self, length: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Cosines and sines, [length, dim / 2]."""
         frequencies, factor = self._frequencies(length)
@@ -39,7 +46,7 @@ class Rope:
     def _frequencies(self, length: int) -> tuple[npt.NDArray[np.float64], float]:
         plain = self.base ** -(np.arange(0, self.dim, 2, dtype=np.float64) / self.dim)
         s = self.scaling
-        match s.get("rope_type", s.get("type", "default")):
+        match self.kind:
             case "default":
                 return plain, 1.0
             case "linear":
@@ -57,17 +64,24 @@ class Rope:
                     log = math.log(original / (turns * 2 * math.pi))
                     return self.dim * log / (2 * math.log(self.base))
 
-                low = max(math.floor(channel(s.get("beta_fast") or 32)), 0)
-                high = min(math.ceil(channel(s.get("beta_slow") or 1)), self.dim - 1)
+                low, high = channel(s.get("beta_fast") or 32), channel(s.get("beta_slow") or 1)
+                if s.get("truncate", True):
+                    low, high = math.floor(low), math.ceil(high)
+                low, high = max(low, 0), min(high, self.dim - 1)
                 kept = 1 - np.clip((np.arange(self.dim // 2) - low) / max(high - low, 0.001), 0, 1)
-                factor = s.get("attention_factor") or 0.1 * math.log(s["factor"]) + 1
-                return plain * (kept + (1 - kept) / s["factor"]), float(factor)
-            case "longrope":
+                log = 0.1 * math.log(max(s["factor"], 1))
+                factor = log + 1
+                if s.get("mscale") and s.get("mscale_all_dim"):
+                    factor = (s["mscale"] * log + 1) / (s["mscale_all_dim"] * log + 1)
+                return plain * (kept + (1 - kept) / s["factor"]), float(s.get("attention_factor", factor))
+            case "longrope" | "su":  # its first name
                 original = s["original_max_position_embeddings"]
-                long = length > original
-                stretch = np.array(s["long_factor" if long else "short_factor"], dtype=np.float64)
+                name = "long_factor" if length > original else "short_factor"
+                stretch = np.array(s[name], dtype=np.float64)
+                if stretch.shape != plain.shape:
+                    raise ValueError(f"the {name} of the rope scaling is not a list of {len(plain)} numbers")
                 factor = math.sqrt(1 + math.log(max(s["factor"], 1)) / math.log(original))
-                return plain / stretch, float(s.get("attention_factor") or factor)
+                return plain / stretch, float(s.get("attention_factor", factor))
             case other:
                 raise ValueError(f"rope scaling {other!r} is not supported")
 
@@ -140,17 +154,22 @@ def read(config: Config, max_len: int = 0, *, vectors: bool = False) -> Architec
     a model that makes them, whose weights may have been stored without a head."""
     names = config.get("architectures") or ["nothing"]
     name = names[0] if isinstance(names, list) and isinstance(names[0], str) else ""
-    family = FAMILIES.get(re.sub("Model$", "ForCausalLM", name) if vectors else name)
+    name = re.sub("Model$", "ForCausalLM", name) if vectors else name
+    family = FAMILIES.get(name)
     if family is None:
         only = "; of models that make vectors, only such decoders are supported" if vectors else ""
         raise ValueError(f"the architecture {names[0]!r} is not one of {', '.join(FAMILIES)}{only}")
     if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
         raise ValueError(f"this {name} looks at the tokens behind each too, which is not supported")
+    config = ABSENT.get(name, {}) | config
     try:
-        made = family(config, _plain(config))
+        made = family(config)
+        for rope in {repr(layer.rope): layer.rope for layer in made.layers}.values():
+            if rope:
+                rope.tables(1)  # says what it lacks
     except KeyError as error:
         raise ValueError(f"config.json does not say {error.args[0]}") from None
-    except TypeError as error:
+    except (TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"config.json holds a value of a wrong kind ({error})") from None
     if not 0 <= max_len <= made.max_len:
         raise ValueError(f"max_len is {max_len}, beyond the model's {made.max_len}")
@@ -165,6 +184,9 @@ def _check(a: Architecture) -> None:
         raise ValueError(f"{a.heads} heads cannot share {a.kv_heads} key-value heads")
     if a.head_dim % 8:
         raise ValueError(f"a head of {a.head_dim} channels is not a multiple of 8")
+    for turning in (layer.rope.dim for layer in a.layers if layer.rope):
+        if turning % 16 or not 0 < turning <= a.head_dim:  # what ONNX Runtime's attention can turn
+            raise ValueError(f"{turning} of a head's {a.head_dim} channels turn, which is not supported")
 
 
 def _plain(c: Config) -> Architecture:
@@ -194,108 +216,106 @@ def _plain(c: Config) -> Architecture:
     )
 
 
-def _rope(c: Config, head_dim: int, kind: str = "") -> Rope:
-    # Newer configurations put base and scaling into rope_parameters, per kind of layer where there are two.
-    given: Config = c.get("rope_parameters") or c.get("rope_scaling") or {}
-    if kind in given:
-        given = given[kind]
-    said = {**c, **given}
+def _rope(c: Config, head_dim: int) -> Rope:
+    # Newer configurations put the base, too, where older ones have only what lengthens a context.
+    given: Config = c.get("rope_scaling") or c.get("rope_parameters") or {}
+    if any(isinstance(value, dict) for value in given.values()):
+        raise ValueError("this family has no rope_parameters by kinds of layers, but config.json has")
     scaling: Config = {key: value for key, value in given.items() if value is not None}
-    longest = int(c["max_position_embeddings"])
-    original = scaling.setdefault(
-        "original_max_position_embeddings", said.get("original_max_position_embeddings") or longest
-    )
-    scaling.setdefault("factor", longest / original)
-    turning = int(head_dim * said.get("partial_rotary_factor", 1.0))
-    return Rope(turning, float(said.get("rope_theta", 10000.0)), scaling)
+    if scaling.get("rope_type", scaling.get("type")) in ("llama3", "yarn", "longrope", "su"):
+        longest, said = int(c["max_position_embeddings"]), c.get("original_max_position_embeddings")
+        original = said or scaling.get("original_max_position_embeddings") or longest
+        scaling = {"factor": longest / original} | scaling | {"original_max_position_embeddings": original}
+    all_of_it = c | scaling
+    turning = int(head_dim * (all_of_it.get("partial_rotary_factor") or 1.0))
+    return Rope(turning, float(all_of_it.get("rope_theta", 10000.0)), scaling)
 
 
-def _windows(c: Config, a: Architecture, default: str) -> tuple[Layer, ...]:
-    """Layers by their declared kinds; `default` says what a layer is where none is declared."""
-    kinds = c.get("layer_types") or [default] * len(a.layers)
+def _windows(c: Config, a: Architecture, usual: Sequence[str]) -> Architecture:
+    """With windows where the configuration says so; `usual`: the kinds of the layers if it says nothing."""
+    kinds = c.get("layer_types") or usual
     if len(kinds) != len(a.layers):
         raise ValueError(f"config.json declares {len(kinds)} layer types for {len(a.layers)} layers")
-    window = int(c.get("sliding_window") or 0)
-    return tuple(
-        replace(layer, window=window if kind == "sliding_attention" else 0)
-        for layer, kind in zip(a.layers, kinds, strict=True)
-    )
+    if unknown := set(kinds) - {FULL, SLIDING}:
+        raise ValueError(f"layers of the kind {', '.join(sorted(unknown))} are not supported")
+    # Some families' configurations name a window that is not used.
+    window = int(c.get("sliding_window") or 0) if c.get("use_sliding_window", True) else 0
+    windows = [window if kind == SLIDING else 0 for kind in kinds]
+    layers = tuple(replace(layer, window=size) for layer, size in zip(a.layers, windows, strict=True))
+    return replace(a, layers=layers)
 
 
-def _llama(c: Config, a: Architecture) -> Architecture:
-    return a
+def _llama(c: Config) -> Architecture:
+    a = _plain(c)
+    return _windows(c, a, [FULL] * len(a.layers))
 
 
-def _mistral(c: Config, a: Architecture) -> Architecture:
-    return replace(a, layers=_windows(c, a, "sliding_attention"))
+def _mistral(c: Config) -> Architecture:
+    a = _plain(c)
+    return _windows(c, a, [SLIDING] * len(a.layers))
 
 
-def _qwen2(c: Config, a: Architecture) -> Architecture:
-    a = replace(a, qkv_bias=True, out_bias=False)
-    if not c.get("use_sliding_window"):
-        return a
-    if c.get("layer_types"):
-        return replace(a, layers=_windows(c, a, "full_attention"))
-    first, window = int(c.get("max_window_layers", 0)), int(c.get("sliding_window") or 0)
-    return replace(
-        a, layers=tuple(replace(e, window=window if i >= first else 0) for i, e in enumerate(a.layers))
-    )
+def _qwen2(c: Config) -> Architecture:
+    a = replace(_plain(c), qkv_bias=True, out_bias=False)
+    return _windows(c, a, [SLIDING if i >= c["max_window_layers"] else FULL for i in range(len(a.layers))])
 
 
-def _qwen3(c: Config, a: Architecture) -> Architecture:
+def _qwen3(c: Config) -> Architecture:
     biased = bool(c.get("attention_bias", False))
-    return replace(_qwen2(c, a), qkv_bias=biased, out_bias=biased, head_norms=True)
+    return replace(_qwen2(c), qkv_bias=biased, out_bias=biased, head_norms=True)
 
 
-def _smollm3(c: Config, a: Architecture) -> Architecture:
-    every = int(c.get("no_rope_layer_interval", 4))
+def _smollm3(c: Config) -> Architecture:
+    a, every = _plain(c), int(c.get("no_rope_layer_interval", 4))
     turning = c.get("no_rope_layers") or [(i + 1) % every != 0 for i in range(len(a.layers))]
+    if len(turning) < len(a.layers):
+        raise ValueError(f"config.json declares {len(turning)} no_rope_layers for {len(a.layers)} layers")
     layers = tuple(
-        layer if turns else replace(layer, rope=None) for layer, turns in zip(a.layers, turning, strict=True)
+        replace(e, rope=e.rope if turns else None)
+        for e, turns in zip(a.layers, turning[: len(a.layers)], strict=True)
     )
-    return _qwen2_windows(c, replace(a, layers=layers, tied=bool(c.get("tie_word_embeddings", True))))
+    return _windows(c, replace(a, layers=layers), [FULL if layer.rope else SLIDING for layer in layers])
 
 
-def _qwen2_windows(c: Config, a: Architecture) -> Architecture:
-    return replace(a, layers=_windows(c, a, "full_attention")) if c.get("use_sliding_window") else a
+def _phi3(c: Config) -> Architecture:
+    a = _mistral(c)
+    kinds = {layer.rope.kind for layer in a.layers if layer.rope}
+    if unknown := kinds - {"default", "longrope", "su"}:
+        raise ValueError(f"rope scaling {', '.join(map(repr, unknown))} is not supported in this family")
+    return replace(a, joined=True)
 
 
-def _phi3(c: Config, a: Architecture) -> Architecture:
-    return replace(a, joined=True, layers=_windows(c, a, "sliding_attention"))
-
-
-def _gemma2(c: Config, a: Architecture) -> Architecture:
-    kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(len(a.layers))]
+def _gemma2(c: Config) -> Architecture:
+    a = _plain(c)
     return replace(
-        a,
-        layers=_windows({**c, "layer_types": c.get("layer_types") or kinds}, a, ""),
-        tied=bool(c.get("tie_word_embeddings", True)),
+        _windows(c, a, [FULL if i % 2 else SLIDING for i in range(len(a.layers))]),
         norm_offset=1.0,
         norms_behind=True,
         embed_scale=math.sqrt(a.hidden),
-        attention_scale=float(c.get("query_pre_attn_scalar", 256)) ** -0.5,
+        attention_scale=float(c["query_pre_attn_scalar"]) ** -0.5,
         attention_cap=float(c.get("attn_logit_softcapping") or 0),
         logit_cap=float(c.get("final_logit_softcapping") or 0),
     )
 
 
-def _gemma3(c: Config, a: Architecture) -> Architecture:
-    every = int(c.get("sliding_window_pattern") or 6)
-    kinds = c.get("layer_types") or [
-        "sliding_attention" if (i + 1) % every else "full_attention" for i in range(len(a.layers))
-    ]
-    a = _gemma2({**c, "layer_types": kinds}, a)
-    if "sliding_attention" in (c.get("rope_parameters") or {}):
-        local = _rope(c, a.head_dim, "sliding_attention")
-        full = _rope(c, a.head_dim, "full_attention")
-    else:
-        local = Rope(a.head_dim, float(c.get("rope_local_base_freq", 10000.0)))
-        full = _rope({"rope_theta": 1e6, **c}, a.head_dim)
-    layers = tuple(replace(layer, rope=local if layer.window else full) for layer in a.layers)
+def _gemma3(c: Config) -> Architecture:
+    every, by_kind = int(c["sliding_window_pattern"]), c.get("rope_parameters") or {}
+    kinds = [SLIDING if (i + 1) % every else FULL for i in range(int(c["num_hidden_layers"]))]
+    far = (by_kind.get(FULL, by_kind) or {}) | (c.get("rope_scaling") or {})
+    a = _gemma2(
+        c | {"layer_types": c.get("layer_types") or kinds, "rope_scaling": far, "rope_parameters": None}
+    )
+    near = {
+        "rope_theta": c["rope_local_base_freq"],
+        "rope_parameters": by_kind.get(SLIDING),
+        "rope_scaling": None,
+    }
+    local = _rope(c | near, a.head_dim)
+    layers = tuple(replace(layer, rope=local) if layer.window else layer for layer in a.layers)
     return replace(a, layers=layers, head_norms=True)
 
 
-FAMILIES: dict[str, Callable[[Config, Architecture], Architecture]] = {
+FAMILIES: dict[str, Callable[[Config], Architecture]] = {
     "LlamaForCausalLM": _llama,  # SmolLM2 too
     "MistralForCausalLM": _mistral,
     "Qwen2ForCausalLM": _qwen2,
@@ -305,3 +325,31 @@ FAMILIES: dict[str, Callable[[Config, Architecture], Architecture]] = {
     "Gemma2ForCausalLM": _gemma2,
     "Gemma3ForCausalLM": _gemma3,
 }
+
+_QWEN2: Config = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_GEMMA3: Config = {
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+    "tie_word_embeddings": True,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+}
+
+ABSENT: dict[str, Config] = {
+    "MistralForCausalLM": {"sliding_window": 4096},
+    "Qwen2ForCausalLM": _QWEN2,
+    "Qwen3ForCausalLM": {**_QWEN2, "head_dim": 128},
+    "SmolLM3ForCausalLM": {"use_sliding_window": False, "rope_theta": 2e6, "tie_word_embeddings": True},
+    "Phi3ForCausalLM": {"original_max_position_embeddings": 4096},
+    "Gemma2ForCausalLM": {
+        **_GEMMA3,
+        "rope_theta": 1e4,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "Gemma3ForCausalLM": _GEMMA3,
+}
+"""What the families' own classes take for a field that a config.json does not have."""

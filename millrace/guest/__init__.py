@@ -51,7 +51,8 @@ def take(
     data = external(folder, name)
     out.mkdir()
     files = {GRAPH: models.inside(folder, name)} | data
-    files |= {each: path for each in BESIDE if (path := models.inside(folder, each)).is_file()}
+    beside = (*BESIDE, *models.templates(folder))
+    files |= {each: path for each in beside if (path := models.inside(folder, each)).is_file()}
     total, done = sum(path.stat().st_size for path in files.values()), 0
     for to, path in files.items():
         progress(done, total, to)

@@ -32,7 +32,7 @@ from tokenizers.processors import TemplateProcessing
 
 from millrace.errors import Code, Failure
 from millrace.messages import Voice
-from millrace.models import eos_ids, inside, read_json
+from millrace.models import eos_ids, inside, read_json, templates, text_settings
 from services.tokenizer import voice
 from services.tokenizer.chat import ChatTemplate
 
@@ -122,7 +122,7 @@ class Encoder:
     @classmethod
     def load(cls, folder: Path) -> "Encoder":
         """From a model folder; a ValueError names the file that is missing, broken or outside of it."""
-        config = read_json(folder, "tokenizer_config.json")
+        config = text_settings(folder)
         model = read_json(folder, "config.json", optional=True)
         tokenizer = _read_tokenizer(folder)
         try:
@@ -354,10 +354,12 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
     """The names a template may use: a text for each kind, and the list of additional ones."""
     given = {name: config.get(name) for name in NAMED_TOKENS}
-    if isinstance(extra := config.get("extra_special_tokens"), dict):
+    extra = config.get("extra_special_tokens") or {}  # with names; in newer files a list, as once:
+    additional = extra if isinstance(extra, list) else config.get("additional_special_tokens")
+    if isinstance(extra, dict):
         given |= extra
     special: dict[str, Any] = {name: _content(token) for name, token in given.items() if token}
-    if additional := config.get("additional_special_tokens"):
+    if additional:
         special["additional_special_tokens"] = [_content(token) for token in additional]
     return special
 
@@ -403,17 +405,19 @@ def _controls(tokenizer: Tokenizer, special: Mapping[str, Any], eos_ids: frozens
 
 
 def _templates(folder: Path, config: Mapping[str, Any], special: dict[str, Any]) -> dict[str, ChatTemplate]:
-    """The chat templates by name: a file of its own comes before the configuration's."""
-    path = inside(folder, "chat_template.jinja")
-    sources: dict[str, str] = {}
+    """The chat templates by name: files of their own come before the configuration's."""
+    files = {Path(name).stem: inside(folder, name) for name in templates(folder)}
+    if (own := inside(folder, "chat_template.jinja")).exists():
+        files["default"] = own
+    path = folder / "tokenizer_config.json"
+    made: dict[str, ChatTemplate] = {}
     try:
-        if path.exists():
-            sources["default"] = path.read_text(encoding="utf-8")
-        else:
-            path = folder / "tokenizer_config.json"
+        if not files:
             given = config.get("chat_template") or []
             named = [{"name": "default", "template": given}] if isinstance(given, str) else given
-            sources = {item["name"]: item["template"] for item in named}
-        return {name: ChatTemplate(source, special_tokens=special) for name, source in sources.items()}
+            made = {item["name"]: ChatTemplate(item["template"], special_tokens=special) for item in named}
+        for name, path in files.items():
+            made[name] = ChatTemplate(path.read_text(encoding="utf-8"), special_tokens=special)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
+    return made

@@ -27,6 +27,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_checkpoint(tmp_path_factory.mktemp("model"), config, dtype="BF16", shards=2)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (folder / name).write_bytes((Path("models/demo") / name).read_bytes())
+    (folder / models.TEMPLATES).mkdir()
+    (folder / models.TEMPLATES / "tool_use.jinja").write_text("tools")
     (folder / "README.md").write_text("nothing that a conversion needs")
     (folder / "pytorch_model.bin").write_bytes(b"\x80nothing that is safe to read")
     return folder
@@ -87,6 +89,8 @@ def test_a_model_comes_into_the_store(hub: Hub, pull: Pull, env: dict[str, str],
     assert {"README.md", "pytorch_model.bin"}.isdisjoint(names)
     assert {""} == {token for path, _, token in hub.asked if path.startswith("/large/")}
     assert 2 == len(hub.large_asked())
+    kept = Path(env["XDG_DATA_HOME"]) / "millrace" / "models" / "org" / "small"
+    assert "tools" == (kept / models.TEMPLATES / "tool_use.jinja").read_text()
 
     hub.asked.clear()
     again = pull("org/small", "--name", "again", "--quant", "int4", HF_HUB_OFFLINE="1")

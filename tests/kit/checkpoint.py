@@ -41,7 +41,8 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, inner, heads = (config[n] for n in ("hidden_size", "intermediate_size", "num_attention_heads"))
     d = config.get("head_dim") or hidden // heads
     q, kv = heads * d, config.get("num_key_value_heads", heads) * d
-    qkv_bias = family == "Qwen2ForCausalLM" or config.get("attention_bias")
+    biased = bool(config.get("attention_bias"))
+    qkv_bias = family == "Qwen2ForCausalLM" or biased
     made: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (config["vocab_size"], hidden),
         "model.norm.weight": (hidden,),
@@ -64,6 +65,8 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                     made[f"{at}.self_attn.{name}_proj.bias"] = (size,)
             made[f"{at}.mlp.gate_proj.weight"] = made[f"{at}.mlp.up_proj.weight"] = (inner, hidden)
         made[f"{at}.self_attn.o_proj.weight"] = (hidden, q)
+        if biased:
+            made[f"{at}.self_attn.o_proj.bias"] = (hidden,)
         made[f"{at}.mlp.down_proj.weight"] = (hidden, inner)
         if config.get("mlp_bias"):
             sizes = {"gate": inner, "up": inner, "down": hidden}

@@ -30,7 +30,9 @@ class Hub:
 
     def __init__(self, folder: Path, repo: str = "org/small"):
         self.repo = repo
-        self.files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        self.files = {
+            str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
         self.sent: dict[str, bytes] = {}  # other content than is told of, by name
         self.told: dict[str, dict[str, Any]] = {}  # what is said of a file, in place of the truth
         self.token = ""  # what a client has to have

@@ -45,8 +45,13 @@ FAMILIES: dict[str, Config] = {
     "qwen3": small("Qwen3", tie_word_embeddings=True, rope_theta=1e6),
     "smollm3": small("SmolLM3", num_hidden_layers=4, tie_word_embeddings=True),
     "phi3": small("Phi3", sliding_window=17),
-    "phi3 long": small(
+    "phi3 long": small(  # as Phi-4-mini, of whose heads a part turns
         "Phi3",
+        hidden_size=96,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=32,
+        partial_rotary_factor=0.5,
         original_max_position_embeddings=256,
         rope_scaling={
             "type": "longrope",
@@ -64,6 +69,7 @@ FAMILIES: dict[str, Config] = {
     ),
     "gemma3": small(
         "Gemma3",
+        model_type="gemma3_text",
         hidden_activation="gelu_pytorch_tanh",
         num_hidden_layers=4,
         sliding_window=9,

@@ -171,6 +171,7 @@ def layer_window(family: str, config: Config, i: int) -> int:
 
 def rope(config: Config, d: int, n: int, length: int, *, local: bool) -> tuple[Wide, Wide]:
     base = config["rope_local_base_freq"] if local else config["rope_theta"]
+    d = int(d * config.get("partial_rotary_factor", 1))
     pairs = np.array([base ** (-2 * j / d) for j in range(d // 2)])
     factor = 1.0
     s: Config = {} if local else config.get("rope_scaling") or {}
@@ -194,11 +195,16 @@ def rope(config: Config, d: int, n: int, length: int, *, local: bool) -> tuple[W
         def dim(turns: int) -> float:
             return d * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-        low, high = max(math.floor(dim(32)), 0), min(math.ceil(dim(1)), d - 1)
+        low, high = dim(32), dim(1)
+        if s.get("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, d - 1)
         for j, f in enumerate(pairs):
             ramp = min(max((j - low) / max(high - low, 0.001), 0), 1)
             pairs[j] = f / s["factor"] * ramp + f * (1 - ramp)
-        factor = 0.1 * math.log(s["factor"]) + 1
+        both = "mscale" in s and "mscale_all_dim" in s
+        above, below = (s["mscale"], s["mscale_all_dim"]) if both else (1, 0)
+        factor = (0.1 * above * math.log(s["factor"]) + 1) / (0.1 * below * math.log(s["factor"]) + 1)
     elif kind == "longrope":
         original = config["original_max_position_embeddings"]
         pairs = pairs / np.array(s["long_factor" if length > original else "short_factor"])
@@ -208,6 +214,6 @@ def rope(config: Config, d: int, n: int, length: int, *, local: bool) -> tuple[W
 
 
 def turn(x: Wide, cos: Wide, sin: Wide) -> Wide:
-    """The halves of a head are the two parts of its complex numbers."""
-    a, b = np.split(x, 2, axis=-1)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    """The halves of what turns of a head are the two parts of its complex numbers."""
+    a, b, rest = np.split(x, [cos.shape[1], 2 * cos.shape[1]], axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)

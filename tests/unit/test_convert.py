@@ -13,6 +13,7 @@ import pytest
 from millrace.convert import architecture, card, convert
 from millrace.convert.linear import blocks, channels
 from millrace.convert.safetensors import Weights
+from tests.kit import reference
 from tests.kit.checkpoint import random_tensors, write_checkpoint, write_safetensors
 from tests.kit.models import FAMILIES, small
 
@@ -125,8 +126,28 @@ def lack(hub: Path) -> None:
         (config(num_key_value_heads=4), "6 heads cannot share 4"),
         (config(head_dim=12), "12 channels"),
         (config(rms_norm_eps=None), "wrong kind"),
+        (config(num_attention_heads=0, head_dim=None), "wrong kind"),
+        (config(rope_parameters=[1]), "wrong kind"),
         (config(hidden_act="relu"), "'relu'"),
         (config(rope_scaling={"type": "magic"}), "'magic'"),
+        (config(rope_scaling={"type": "linear"}), "does not say factor"),
+        (config(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "does not say low_freq_factor"),
+        (config(rope_parameters={"sliding_attention": {"rope_theta": 1e4}}), "by kinds of layers"),
+        (config(partial_rotary_factor=0.5), "8 of a head's 16 channels turn"),
+        (config(layer_types=["chunked_attention"] * 3), "kind chunked_attention"),
+        (config(layer_types=["full_attention"] * 2), "2 layer types for 3 layers"),
+        (config(architectures=["SmolLM3ForCausalLM"], no_rope_layers=[1, 0]), "2 no_rope_layers for 3"),
+        (
+            config(architectures=["Phi3ForCausalLM"], rope_scaling={"type": "linear", "factor": 2.0}),
+            "'linear' is not supported in this family",
+        ),
+        (
+            config(
+                rope_scaling={"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0]},
+                original_max_position_embeddings=512,
+            ),
+            "long_factor of the rope scaling is not a list of 8",
+        ),
         (config(quantization_config={"bits": 4}), "quantised by a method without a name"),
         (index("../secret.safetensors"), "unsafe file name"),
         (index("/etc/passwd"), "unsafe file name"),
@@ -186,7 +207,12 @@ def test_four_bits_are_within_one_step() -> None:
     [
         (small("Qwen2", sliding_window=8), [0, 0, 0]),
         (small("Qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=1), [0, 8, 8]),
+        (small("Qwen2", sliding_window=8, use_sliding_window=True), [0, 0, 0]),  # from layer 28 on
         (small("Mistral", sliding_window=None), [0, 0, 0]),
+        (small("Mistral"), [4096, 4096, 4096]),
+        (small("SmolLM3", sliding_window=8, num_hidden_layers=4), [0, 0, 0, 0]),
+        (small("SmolLM3", sliding_window=8, num_hidden_layers=4, use_sliding_window=True), [0, 0, 0, 8]),
+        (small("Gemma2"), [4096, 0, 4096]),
         (small("Gemma2", sliding_window=8, num_hidden_layers=4), [8, 0, 8, 0]),
         (
             small("Gemma3", sliding_window=8, layer_types=["full_attention", "sliding_attention"] * 2)
@@ -200,12 +226,77 @@ def test_windows(given: dict[str, Any], windows: list[int]) -> None:
     assert windows == [layer.window for layer in architecture.read(given).layers]
 
 
-def test_newer_configurations_say_the_same() -> None:
-    """`rope_parameters` in place of `rope_theta` and `rope_scaling`."""
-    old = small("Llama", rope_theta=5e5, rope_scaling={"rope_type": "linear", "factor": 4.0})
-    new = small("Llama", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5})
-    del new["rope_theta"]
-    tables = [architecture.read(c).layers[0].rope for c in (old, new)]
+def newer(config: dict[str, Any]) -> dict[str, Any]:
+    """What Transformers 5 writes of a configuration of before."""
+    new = {k: v for k, v in config.items() if not k.startswith("rope_") and k != "sliding_window_pattern"}
+    scaling = dict(config.get("rope_scaling") or {})
+    rope = {"rope_type": scaling.pop("type", "default"), "rope_theta": config["rope_theta"], **scaling}
+    for name in ("original_max_position_embeddings", "partial_rotary_factor"):
+        rope |= {name: config[name]} if name in config else {}
+    if every := config.get("sliding_window_pattern"):
+        local = {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]}
+        layers = range(1, config["num_hidden_layers"] + 1)
+        new["layer_types"] = ["sliding_attention" if i % every else "full_attention" for i in layers]
+        rope = {"full_attention": rope, "sliding_attention": local}
+    return {**new, "dtype": "bfloat16", "rope_parameters": rope}
 
-    assert tables[0] and tables[1]
-    assert np.array_equal(tables[0].tables(64), tables[1].tables(64))
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_newer_configurations_say_the_same(name: str) -> None:
+    """`rope_parameters` and `layer_types` in place of all that older ones had for each."""
+    old, new = (architecture.read(c).layers for c in (FAMILIES[name], newer(FAMILIES[name])))
+
+    assert [layer.window for layer in old] == [layer.window for layer in new]
+    assert [layer.rope is None for layer in old] == [layer.rope is None for layer in new]
+    for was, is_ in zip(old, new, strict=True):
+        if was.rope and is_.rope:
+            assert np.array_equal(was.rope.tables(64), is_.rope.tables(64))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "more"),
+    [
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, {}),
+        ({"type": "yarn", "factor": 8.0}, {"original_max_position_embeddings": 128}),
+        ({"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 128, "truncate": False}, {}),
+        ({"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64, "mscale_all_dim": 0.4}, {}),
+        ({"rope_type": "yarn", "factor": 2.0, "mscale": 0.7, "mscale_all_dim": 0.9}, {}),
+        (
+            {"type": "su", "short_factor": [1.0] * 8, "long_factor": [1.0 + i for i in range(8)]},
+            {"original_max_position_embeddings": 256},
+        ),
+    ],
+)
+def test_positions_are_stretched_as_the_reference_has_it(
+    scaling: dict[str, Any], more: dict[str, Any]
+) -> None:
+    """Whatever a scaling says, and where: nothing of it is passed over."""
+    config = small("Phi3" if scaling.get("type") == "su" else "Llama", rope_scaling=scaling, **more)
+    rope = architecture.read(config).layers[0].rope
+    original = {"original_max_position_embeddings": 1024} | more
+    told = original | scaling | {"type": "longrope" if scaling.get("type") == "su" else "yarn"}
+    expected = reference.rope({**config, **original, "rope_scaling": told}, 16, 300, 1024, local=False)
+
+    assert rope
+    assert all(np.allclose(a, b[:300], atol=1e-5) for a, b in zip(expected, rope.tables(1024), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "base", "activation", "caps"),
+    [
+        (small("SmolLM3"), 2e6, False, (0, 0)),
+        (small("Gemma2"), 1e4, True, (50, 30)),
+        (small("Gemma3", num_hidden_layers=6), 1e6, True, (0, 0)),
+        (small("Qwen3"), 1e4, False, (0, 0)),
+    ],
+)
+def test_what_is_not_said_is_the_familys_own(
+    given: dict[str, Any], base: float, activation: bool, caps: tuple[float, float]
+) -> None:
+    """A configuration need not repeat what the family's class takes without it."""
+    del given["rope_theta"]
+    made = architecture.read(given)
+    full = next(layer.rope for layer in made.layers if not layer.window)
+
+    assert full
+    assert (base, activation, caps) == (full.base, made.gelu, (made.attention_cap, made.logit_cap))

@@ -280,8 +280,30 @@ def test_templates_are_found_where_the_reference_finds_them(folder: Path) -> Non
     ]
 
     (folder / "chat_template.jinja").write_text("own {{ eos_token }}")
-    ids = Encoder.load(folder).chat(say("x"))
-    assert PLAIN.decode(ids, skip_special_tokens=False) == "own <|im_end|>"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("c{{ tools | length }}")
+    encoder = Encoder.load(folder)
+    assert [
+        PLAIN.decode(encoder.chat(say("x"), tools=tools), skip_special_tokens=False)
+        for tools in (None, [WEATHER_TOOL])
+    ] == ["own <|im_end|>", "c1"]
+
+
+def test_special_tokens_are_found_where_the_reference_finds_them(folder: Path) -> None:
+    """In the configuration, as a list or by name; before it had them all, in a file of their own."""
+    call, close = (PLAIN.token_to_id(text) for text in ("<tool_call>", "</tool_call>"))
+    change(folder, extra_special_tokens=["<tool_call>"])
+    assert call not in Encoder.load(folder).chat(say("<tool_call>"))
+
+    change(folder, extra_special_tokens={"call": "<tool_call>"})
+    assert call not in Encoder.load(folder).chat(say("<tool_call>"))
+
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "</tool_call>"}}))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert Encoder.load(folder).eos_ids == frozenset({END})
+    config.pop("added_tokens_decoder")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Encoder.load(folder).eos_ids == frozenset({close})
 
 
 def test_without_a_template_there_is_no_chat(folder: Path) -> None:
