@@ -359,6 +359,13 @@ class Yielded(Message, frozen=True):
     refs: list[Ref]
 
 
+class Holding(Message, frozen=True):
+    """All that it has of this owner's, once a second: a Release may have been lost."""
+
+    engine: str
+    refs: list[Ref]
+
+
 class Orphan(Message, frozen=True):
     """A job whose owner does not answer: any gateway may end it, unless the owner is only away."""
 
@@ -469,7 +476,7 @@ class DeadLetter(Message, frozen=True):
 
 ToTokenizer = Prompt | Encode | Decode
 FromTokenizer = Admitted | Refused
-ToGateway = Claim | Recall | Delta | Yielded | Hops
+ToGateway = Claim | Recall | Delta | Yielded | Holding | Hops
 ClaimReply = Granted | Wait | Gone
 RecallReply = Opened | Gone
 ToEngine = Ping | Resend | Release

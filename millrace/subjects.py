@@ -73,7 +73,7 @@ JOB = Subject(
 BELL = Subject("mr.bell.{}", (m.Bell,), (), (G,), (E,), "to a model's engines: whose jobs are waiting")
 GATEWAY = Subject(
     "mr.gw.{}",
-    (m.Claim, m.Recall, m.Delta, m.Yielded, m.Hops),
+    (m.Claim, m.Recall, m.Delta, m.Yielded, m.Holding, m.Hops),
     (m.Granted, m.Wait, m.Gone, m.Opened),
     (E, D),
     (G,),

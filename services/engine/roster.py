@@ -22,6 +22,9 @@ from services.engine.sequence import Sequence
 RECLAIM_S = 0.2
 """How often a suspect's claim is repeated while it waits to run alone; well inside the lease."""
 
+HOLDING_S = 1.0
+"""How often each owner is told what is held for it: one that did not hear a Release computes for nobody."""
+
 FORGET_S = 60.0
 """A finished request whose Release never came; its owner has long settled it, or is gone."""
 
@@ -99,7 +102,7 @@ class Roster:
         self.leaving = False
         self._slots = slots
         self._board = board
-        self._ticked = now
+        self._ticked = self._told_at = now
 
     # -- how much
 
@@ -381,15 +384,26 @@ class Roster:
                 effects += self._let_go(hold, now)
             elif hold.phase is Phase.FINISHED and now - hold.at > FORGET_S:
                 self._drop(request)
+        if now - self._told_at >= HOLDING_S:
+            self._told_at = now
+            for owner, refs in self._owned().items():
+                effects.append(Send(GATEWAY, owner, m.Holding(self.id, refs)))
         return effects
+
+    def _owned(self) -> dict[str, list[m.Ref]]:
+        """What is held, by owner."""
+        owners: dict[str, list[m.Ref]] = {}
+        for request, hold in self.holds.items():
+            if hold.epoch:
+                owners.setdefault(m.owner_of(request), []).append(m.Ref(request, hold.epoch))
+        return owners
 
     def leave(self, now: float) -> list[Effect]:
         """Going away: every owner may have its requests continued elsewhere, now."""
         self.leaving = True
-        owners: dict[str, list[m.Ref]] = {}
+        owners = self._owned()
         told: list[Effect] = []
-        for request, hold in list(self.holds.items()):
-            owners.setdefault(m.owner_of(request), []).append(m.Ref(request, hold.epoch))
+        for hold in list(self.holds.values()):
             if hold.phase is not Phase.FINISHED:
                 told += self._let_go(hold, now)
         yielded = (Send(GATEWAY, owner, m.Yielded(self.id, refs)) for owner, refs in owners.items())

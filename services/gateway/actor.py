@@ -473,6 +473,8 @@ class GatewayActor(Actor):
                 return answer
             case m.Yielded():
                 self._do(self._ledger.yielded(message, now))
+            case m.Holding():
+                self._do(self._ledger.holding(message))
             case m.Hops():
                 self._ledger.hops(message)
                 self._sight.told(message)

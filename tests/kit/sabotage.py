@@ -80,6 +80,13 @@ class ContentLedger(Ledger):
         return []
 
 
+class IndifferentLedger(Ledger):
+    """What engines hold for nobody they may hold."""
+
+    def holding(self, holding: m.Holding) -> list[Effect]:
+        return []
+
+
 class CarelessLedger(Ledger):
     def missing(self, request: str) -> list[Effect]:
         return []

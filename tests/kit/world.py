@@ -107,7 +107,7 @@ class World:
         self.net = Network(self.random, self.random.choice(self.weather.losses))
         self._breakage = breakage or Breakage()
         self.queue = Queue(self.net)
-        self.released: Counter[tuple[str, str]] = Counter()  # the last epoch of a request, as a node was told
+        self.released: Counter[tuple[str, str]] = Counter()  # the last epoch, as a detokenizer was told
         self.overtaken = 0  # what was given up that an answer to a ping had told to be gone, a moment before
         self.engines: dict[str, Roster] = {}
         self._loops: dict[str, StepLoop] = {}
@@ -303,6 +303,8 @@ class World:
                 ref.epoch < live[ref.request].epoch for ref in message.refs if ref.request in live
             )
             self._gateway_does(self.ledger.yielded(message, self.net.now))
+        elif isinstance(message, m.Holding):
+            self._gateway_does(self.ledger.holding(message))
         elif isinstance(message, m.Hops):
             self.ledger.hops(message)
 
@@ -367,8 +369,6 @@ class World:
                 claim, engine = effect.claim, self.engines[node.id]
 
                 def replied(reply: Any, claim: m.Claim = claim, engine: Roster = engine) -> None:
-                    if isinstance(reply, m.Granted):
-                        self._told_again(node.id, reply.request)
                     self._engine_does(node, engine.replied(claim, reply, self.net.now))
 
                 self.net.request(
@@ -397,11 +397,6 @@ class World:
     def _told(self, to: str, message: Any) -> None:
         """What an engine or detokenizer hears."""
         node = self.net.nodes[to]
-        if isinstance(message, m.Release):
-            for ref in message.refs:
-                self.released[to, ref.request] = max(self.released[to, ref.request], ref.epoch)
-        elif isinstance(message, m.Opened):
-            self._told_again(to, message.request)
         if engine := self.engines.get(to):
             if isinstance(message, m.Resend):
                 self._engine_does(node, engine.resend(message))
@@ -411,8 +406,11 @@ class World:
             if isinstance(message, m.Frame):
                 self._scribe_does(node, writer.frame(message, self.net.now))
             elif isinstance(message, m.Opened):
+                self._told_again(to, message.request)
                 self._scribe_does(node, writer.opened(message, self.net.now))
             elif isinstance(message, m.Release):
+                for ref in message.refs:
+                    self.released[to, ref.request] = max(self.released[to, ref.request], ref.epoch)
                 self._scribe_does(node, writer.release(message, self.net.now))
 
     def _told_again(self, id: str, request: str) -> None:

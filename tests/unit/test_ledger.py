@@ -87,6 +87,18 @@ def test_a_holder_that_lost_the_job_is_told() -> None:
     assert Send(ENGINE, "e1", m.Release([m.Ref(REQUEST, 1)])) in effects
 
 
+def test_an_engine_may_let_go_of_what_is_over() -> None:
+    """It tells what it holds: an older epoch and what is not known are nobody's any more."""
+    ledger, _ = opened()
+    claim(ledger)
+    ledger.yielded(m.Yielded("e1", [m.Ref(REQUEST, 1)]), 0.1)
+    claim(ledger, "e2", "L2", now=0.2)
+    now, old, unknown = m.Ref(REQUEST, 3), m.Ref(REQUEST, 1), m.Ref("gw-2", 5)
+
+    assert [Send(ENGINE, "e1", m.Release([old, unknown]))] == ledger.holding(m.Holding("e1", [old, unknown]))
+    assert [] == ledger.holding(m.Holding("e2", [now]))
+
+
 def test_a_lost_engine_is_fenced_and_the_job_delivered_again() -> None:
     """Nobody listens at the engine: the next epoch, and a nak for its delivery; a successor goes on."""
     ledger, entry = opened()

@@ -102,6 +102,25 @@ def test_a_release_of_an_older_epoch_is_too_late() -> None:
     assert ("drop", "gw-1") not in board.calls
 
 
+def test_each_owner_is_told_what_is_held_for_it() -> None:
+    """Once a second, of what was granted, in one message; nothing is said where nothing is held."""
+    engine, _ = roster()
+    for i, request in enumerate(("gw-1", "gw-2", "other-1", "gw-3")):
+        engine.job(job(request), f"L{i}", 1, 0.0)
+    for request in ("gw-1", "gw-2", "other-1"):
+        engine.replied(m.Claim(request, "e1", "L", 0), granted(request, epoch=4), 0.0)
+    refs = {
+        owner: [m.Ref(r, 4) for r in of] for owner, of in (("gw", ["gw-1", "gw-2"]), ("other", ["other-1"]))
+    }
+
+    told = [Send(GATEWAY, owner, m.Holding("e1", of)) for owner, of in refs.items()]
+    assert [[], told, [], told] == [engine.tick(now) for now in (0.9, 1.0, 1.5, 2.0)]
+    engine.release(m.Release(refs["gw"]), 2.5)
+    assert told[1:] == engine.tick(3.0)
+    engine.release(m.Release(refs["other"]), 3.5)
+    assert [] == engine.tick(4.0)
+
+
 def test_a_suspect_waits_until_nothing_runs_beside_it() -> None:
     """Told to wait, the engine takes no more, claims again, and gives the suspect the batch for itself."""
     made, board = roster()
@@ -154,7 +173,7 @@ def test_leaving_hands_over_what_runs_and_what_is_granted_too_late() -> None:
     now = made.leave(0.2)
     later = made.replied(asks[1].claim, granted("gw-2", 1), 0.1)
 
-    assert [Send(GATEWAY, "gw", m.Yielded("e1", [m.Ref("gw-1", 3), m.Ref("gw-2", 0)]))] == now
+    assert [Send(GATEWAY, "gw", m.Yielded("e1", [m.Ref("gw-1", 3)]))] == now
     assert [Send(GATEWAY, "gw", m.Yielded("e1", [m.Ref("gw-2", 1)]))] == later
 
 

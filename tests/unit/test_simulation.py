@@ -23,6 +23,7 @@ BROKEN = {
     "a leaving engine not heard": (ROLLING, Breakage(ledger=s.UngratefulLedger)),
     "an engine leaves without a word": (ROLLING, Breakage(roster=s.SilentRoster)),
     "nobody told to let go": (STILL, Breakage(ledger=s.ClingingLedger)),
+    "a lost word not said again": (ROUGH, Breakage(ledger=s.IndifferentLedger)),
     "an engine does not let go": (ROUGH, Breakage(roster=s.HoldingRoster)),
     "a detokenizer does not let go": (ROUGH, Breakage(scribe=s.HoldingScribe)),
     "an answer begun anew": (HAUNTED, Breakage(roster=s.ForgetfulRoster)),
