@@ -18,8 +18,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from millrace import messages as m
 from millrace import models
-from millrace.bus import Bus
+from millrace.bus import Bus, Inbox
 from millrace.jetstream import JetStream
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, JOBS, PRESENCE, TOKENIZER, Lane, Role
 from millrace.telemetry import Context
@@ -186,10 +187,7 @@ async def test_a_process_joins_with_the_address_alone(service: Service, aclient:
             if message.id == "engine_by_hand" and message.state == "ready":
                 seen.set()
 
-        from millrace.bus import Inbox
-        from millrace.messages import Here
-
-        await bus.listen(Inbox(PRESENCE.to("engine"), Here, here))
+        await bus.listen(Inbox(PRESENCE.to("engine"), m.Here, here))
         await asyncio.wait_for(seen.wait(), 15)
         await bus.close()
         process.send_signal(signal.SIGTERM)
@@ -199,6 +197,52 @@ async def test_a_process_joins_with_the_address_alone(service: Service, aclient:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_what_nobody_waits_for_is_not_computed(service: Service) -> None:
+    """An engine tells an owner what it holds, and lets go of it; a gateway answers what of that is over."""
+
+    async def joined(role: Role) -> Bus:
+        return await Bus.connect((service.folder / "nats" / f"{role}.url").read_text().strip(), role, "t")
+
+    owner, tokenizer, engine = [await joined(role) for role in (Role.GATEWAY, Role.TOKENIZER, Role.ENGINE)]
+    told: asyncio.Queue[Any] = asyncio.Queue()
+
+    def heard_of(message: Any, context: Context) -> m.Message | None:
+        told.put_nowait(message)
+        if not isinstance(message, m.Claim):
+            return None
+        JetStream(owner).settle(message.lease, "+TERM")
+        return m.Granted(message.request, 3, [], "", 60_000)
+
+    async def heard(kind: type[m.Message]) -> Any:
+        async with asyncio.timeout(10):
+            while not isinstance(message := await told.get(), kind):
+                pass
+            return message
+
+    try:
+        await owner.listen(Inbox(GATEWAY.to("gone"), m.ToGateway, heard_of))
+        await owner.flush()
+        job = m.Job("gone-1", 1, b"\1\0\0\0" * 4, m.Sampling(1), 4000)
+        await JetStream(tokenizer).store(Lane("sim").subject, job, "gone-1:1", 5.0, Context("", "", 0))
+        holding = await heard(m.Holding)
+        owner.publish(ENGINE.to(holding.engine), m.Release(holding.refs))
+
+        await engine.listen(Inbox(ENGINE.to("held"), m.ToEngine, heard_of))
+        await engine.flush()
+        (gateway,) = await service.rows("gateway")
+        engine.publish(GATEWAY.to(gateway.id), m.Holding("held", [m.Ref(f"{gateway.id}-1", 7)]))
+        release = await heard(m.Release)
+    finally:
+        for bus in (owner, tokenizer, engine):
+            await bus.close()
+
+    assert [m.Ref("gone-1", 3)] == holding.refs
+    assert [m.Ref(f"{gateway.id}-1", 7)] == release.refs
+    async with asyncio.timeout(10):
+        while any(row.load for row in await service.rows("engine")):
+            await asyncio.sleep(0.1)
 
 
 async def test_a_cancelled_request_frees_its_slot() -> None:
