@@ -353,7 +353,8 @@ class Release(Message, frozen=True):
 
 
 class Yielded(Message, frozen=True):
-    """These are the owner's again, to be run elsewhere: the engine is going away."""
+    """These are the owner's again, to be run elsewhere: the engine is going away. Epoch 0: it has claimed the
+    job, and does not know of an answer."""
 
     engine: str
     refs: list[Ref]

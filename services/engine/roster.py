@@ -386,22 +386,21 @@ class Roster:
                 self._drop(request)
         if now - self._told_at >= HOLDING_S:
             self._told_at = now
-            for owner, refs in self._owned().items():
-                effects.append(Send(GATEWAY, owner, m.Holding(self.id, refs)))
+            for owner, refs in self._by_owner().items():
+                if granted := [ref for ref in refs if ref.epoch]:
+                    effects.append(Send(GATEWAY, owner, m.Holding(self.id, granted)))
         return effects
 
-    def _owned(self) -> dict[str, list[m.Ref]]:
-        """What is held, by owner."""
+    def _by_owner(self) -> dict[str, list[m.Ref]]:
         owners: dict[str, list[m.Ref]] = {}
         for request, hold in self.holds.items():
-            if hold.epoch:
-                owners.setdefault(m.owner_of(request), []).append(m.Ref(request, hold.epoch))
+            owners.setdefault(m.owner_of(request), []).append(m.Ref(request, hold.epoch))
         return owners
 
     def leave(self, now: float) -> list[Effect]:
         """Going away: every owner may have its requests continued elsewhere, now."""
         self.leaving = True
-        owners = self._owned()
+        owners = self._by_owner()
         told: list[Effect] = []
         for hold in list(self.holds.values()):
             if hold.phase is not Phase.FINISHED:

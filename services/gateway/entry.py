@@ -1,4 +1,4 @@
-"""One live request in the ledger: what its client has, who runs it, and what it has done to engines."""
+"""One live request in the ledger: what its client has, and who runs it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,15 +7,10 @@ from millrace import messages as m
 from millrace.errors import Failure
 from millrace.keys import ANYONE, Tenant
 from millrace.subjects import Lane, lane_of
+from services.gateway.blame import Blame
 from services.gateway.desk import Piece
 from services.gateway.tally import Tally
 from services.gateway.visit import Visit
-
-SUSPECT_STRIKES, SUSPECT_DEATHS = 2, 4
-CAP_STRIKES, CAP_DEATHS = 4, 12
-"""A strike is an engine lost while it held the request before it had made a token of it. A job that crashes
-engines collects strikes fast; innocents beside it collect two at most, since suspects run alone. Deaths
-with progress between them are bad luck for long, but not for ever: a job may crash at a late token."""
 
 
 @dataclass(slots=True)
@@ -68,10 +63,8 @@ class Entry:
     owed: int = 0  # tokens its engine said it had sent, when that was more than committed
     resends: int = 0
     resent_at: float = 0.0
-    # what it has done to engines
-    strikes: int = 0
-    deaths: int = 0
-    accused: dict[str, int] = field(default_factory=dict)  # engines taken to be dead, and each one's strikes
+    alone: bool = False  # it has its engine for itself
+    blame: Blame = field(default_factory=Blame)
 
     @property
     def request(self) -> str:
@@ -101,31 +94,6 @@ class Entry:
         """Whether its engine has made a token of it. One that is still on its way counts: that it waits in a
         detokenizer that is paused says nothing of this request."""
         return max(self.reached, len(self.committed)) > self.resumed_from
-
-    def blame(self, engine: str, *, dead: bool) -> None:
-        """Its engine was lost; `dead`: as far as we know, because nobody listens there."""
-        self.deaths += 1
-        if self.went_on:
-            self.strikes = 0
-            self.accused = dict.fromkeys(self.accused, 0)
-        else:
-            self.strikes += 1
-        if dead:
-            self.accused[engine] = 0 if self.went_on else 1
-
-    def acquit(self, engine: str) -> None:
-        """It speaks again: a link was lost, and not the engine."""
-        if engine in self.accused:
-            self.deaths -= 1
-            self.strikes -= self.accused.pop(engine)
-
-    @property
-    def suspect(self) -> bool:
-        return self.strikes >= SUSPECT_STRIKES or self.deaths >= SUSPECT_DEATHS
-
-    @property
-    def hopeless(self) -> bool:
-        return self.strikes >= CAP_STRIKES or self.deaths >= CAP_DEATHS
 
     @property
     def ref(self) -> m.Ref:

@@ -57,6 +57,7 @@ class Ledger:
         self._peers = Peers(self._watch.pings)
         self._detokenizers: dict[str, float] = {}  # id -> last seen
         self._kin = Kin()
+        self._alone: dict[str, str] = {}  # the request that was granted an engine last for itself, by engine
 
     # -- a request's life as the client sees it
 
@@ -136,7 +137,7 @@ class Ledger:
         entry = self.entries.get(claim.request)
         if entry is None:
             return m.Gone(claim.request), [Settle(claim.lease, "+TERM")]
-        entry.acquit(claim.engine)
+        entry.blame.acquit(claim.engine)
         if now >= entry.deadline:
             entry.lease = claim.lease
             return m.Gone(claim.request), [Settle(claim.lease, "+TERM"), *self._expire(entry)]
@@ -149,8 +150,11 @@ class Ledger:
         if entry.engine:
             effects += self._revoke(entry, "superseded", now, nak=False)
         entry.lease, entry.leased_at = claim.lease, now
-        if entry.suspect and (claim.busy or self._beside(entry, claim.engine)):
+        suspect = entry.blame.suspect
+        if suspect and (claim.busy or self._beside(entry, claim.engine)):
             return m.Wait(claim.request), effects
+        if not suspect and self._apart(claim.engine):
+            return m.Gone(claim.request), [*effects, Settle(claim.lease, "-NAK")]
         strange = bool(entry.said_by and claim.kind and claim.kind != entry.said_by)
         if strange and self._kept_waiting(entry, now):
             self.counts["kept_for_its_kind"] += 1
@@ -159,6 +163,9 @@ class Ledger:
             self.counts["resumed_on_another_kind"] += 1
         entry.epoch += 1
         entry.engine, entry.kind, entry.strangers_until = claim.engine, claim.kind, 0.0
+        entry.alone = suspect
+        if suspect:
+            self._alone[claim.engine] = entry.request
         entry.detokenizer = "" if entry.vector else self._pick_detokenizer(now)
         entry.progress_at = entry.alive_at = now
         entry.resumed_from = entry.reached = len(entry.committed)
@@ -174,7 +181,7 @@ class Ledger:
             list(entry.committed),
             entry.detokenizer,
             left_ms,
-            entry.suspect,
+            suspect,
             strange,
         )
         return reply, effects
@@ -183,9 +190,14 @@ class Ledger:
         """Whether others of ours were granted there, though the engine did not know of it when it asked."""
         return any(other.engine == engine for other in self.entries.values() if other is not entry)
 
+    def _apart(self, engine: str) -> bool:
+        """Whether one of ours has that engine for itself, though the engine did not know it when it asked."""
+        entry = self.entries.get(self._alone.get(engine, ""))
+        return entry is not None and entry.alone and entry.engine == engine
+
     def _kept_waiting(self, entry: Entry, now: float) -> bool:
         """Whether another kind's claim is refused: for a moment, while the right kind could take the job."""
-        if entry.suspect or not self._kin.there(entry.said_by, entry.model, now):
+        if entry.blame.suspect or not self._kin.there(entry.said_by, entry.model, now):
             return False
         if not entry.strangers_until:
             entry.strangers_until = now + WAIT_S
@@ -199,11 +211,12 @@ class Ledger:
         effects: list[Effect] = [Lost(entry.request, entry.engine, reason)]
         effects += self._release(entry.ref, entry.engine, "")
         if blame:
-            entry.blame(entry.engine, dead=reason == "died")
+            dead, went_on = reason == "died", entry.went_on
+            entry.blame.lost(entry.engine, dead=dead, alone=entry.alone, went_on=went_on)
         entry.epoch += 1
         entry.engine = ""
         entry.checked_at = now
-        if blame and entry.hopeless:
+        if blame and entry.blame.hopeless:
             return effects + self._give_up(entry)
         if nak:
             effects.append(Settle(entry.lease, "-NAK"))
@@ -215,12 +228,13 @@ class Ledger:
             entry.request,
             entry.model,
             Code.JOB_CRASHED,
-            entry.deaths,
+            entry.blame.deaths,
             len(entry.committed),
             entry.prompt_tokens,
         )
         failure = Failure(
-            Code.JOB_CRASHED, f"the engine running this request failed {entry.deaths} times; it was given up"
+            Code.JOB_CRASHED,
+            f"the engine running this request failed {entry.blame.deaths} times; it was given up",
         )
         return [Bury(letter), Settle(entry.lease, "+TERM"), *self.cancel(entry.request, failure)]
 
@@ -228,7 +242,7 @@ class Ledger:
         effects: list[Effect] = []
         for ref in yielded.refs:
             entry = self.entries.get(ref.request)
-            if entry is not None and entry.engine == yielded.engine and entry.epoch == ref.epoch:
+            if entry is not None and entry.engine == yielded.engine and ref.epoch in (0, entry.epoch):
                 effects += self._revoke(entry, "yielded", now)
         return effects
 
@@ -437,6 +451,7 @@ class Ledger:
         # One that still says that it is there cannot be reached: no request has silenced it.
         blame = gone or not self._kin.heard_since(id, now - SILENT_S)
         self._kin.gone(id)
+        self._alone.pop(id, None)
         effects = self._detokenizer_gone(id, now)
         for entry in list(self.entries.values()):
             if entry.engine == id:
@@ -478,7 +493,7 @@ class Ledger:
         self._kin.heard(here, now)
         if self._peers.back(here.id):
             for entry in self.entries.values():
-                entry.acquit(here.id)
+                entry.blame.acquit(here.id)
         if here.role == "detokenizer":
             if here.state != "ready":
                 return self._detokenizer_gone(here.id, now)

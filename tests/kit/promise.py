@@ -6,8 +6,8 @@ kind says after exactly the tokens before, and has the odds and the text that be
 no other says that it is the end; what is billed is what was asked and said; and it ends once, in text or in a
 failure that was deserved.
 
-To everybody else: what the owner let go of is let go, nothing runs on for a client that has gone, and where
-nothing goes wrong nothing is done twice.
+To everybody else: what the owner let go of is let go, nothing runs on for a client that has gone, who crashes
+engines does not do so for long, and where nothing goes wrong nothing is done twice.
 """
 
 from millrace import messages as m
@@ -35,6 +35,9 @@ HANDED_ON = USUAL | {
 }
 """Where engines leave in order."""
 
+CRASHES = 8
+"""Five, as a ledger counts them; but some happen before it granted anything, or while its words are lost."""
+
 
 def judged(world: World) -> list[str]:
     """Run it, and say what is wrong; a machine that breaks is."""
@@ -47,7 +50,8 @@ def judged(world: World) -> list[str]:
 
 def verdict(world: World) -> list[str]:
     """What is wrong with how it ended; nothing, if all is well."""
-    return [fault for wish in world.wishes if (fault := _kept(wish))] + [*_left(world), *_twice(world)]
+    kept = [fault for wish in world.wishes if (fault := _kept(wish))]
+    return [*kept, *_left(world), *_crashed(world), *_twice(world)]
 
 
 def _kept(wish: Wish) -> str:
@@ -163,6 +167,12 @@ def _left(world: World) -> list[str]:
             if transcript.epoch <= world.released[id, request]:
                 faults.append(f"{id} keeps {request[-2:]}, which was released")
     return faults
+
+
+def _crashed(world: World) -> list[str]:
+    """Who crashed more engines than it may, or might have crashed one of which another is held guilty."""
+    many = {request[-2:]: count for request, count in world.crashes.items() if count > CRASHES}
+    return [*world.crowds, *(f"{name} crashed {count} engines" for name, count in many.items())]
 
 
 def _twice(world: World) -> list[str]:

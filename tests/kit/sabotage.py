@@ -52,6 +52,22 @@ class CrowdedLedger(Ledger):
         return False
 
 
+class CarefreeLedger(Ledger):
+    """Others are granted an engine that a suspect has for itself."""
+
+    def _apart(self, engine: str) -> bool:
+        return False
+
+
+class LenientLedger(Ledger):
+    """Every other lost engine is forgiven."""
+
+    def _revoke(
+        self, entry: Entry, reason: str, now: float, *, nak: bool = True, blame: bool = False
+    ) -> list[Effect]:
+        return super()._revoke(entry, reason, now, nak=nak, blame=blame and entry.epoch % 4 == 1)
+
+
 class ShortLedger(Ledger):
     """A holder is not told of the last token that was committed before it."""
 

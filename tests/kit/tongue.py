@@ -11,7 +11,7 @@ POISON = 666
 
 
 class Crash(Exception):
-    pass
+    """An engine dies of a request, which it names."""
 
 
 class Model(SimModel):
@@ -28,8 +28,9 @@ class Model(SimModel):
 
 class PoisonedModel(Model):
     def run(self, step: Step) -> Candidates:
-        if any(s.sampling.seed == POISON for s in step.sequences):
-            raise Crash
+        for sequence in step.sequences:
+            if sequence.sampling.seed == POISON:
+                raise Crash(sequence.request)
         return super().run(step)
 
 

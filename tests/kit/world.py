@@ -108,6 +108,8 @@ class World:
         self._breakage = breakage or Breakage()
         self.queue = Queue(self.net)
         self.released: Counter[tuple[str, str]] = Counter()  # the last epoch, as a detokenizer was told
+        self.crashes: Counter[str] = Counter()  # of engines, that a request has caused
+        self.crowds: list[str] = []  # where one was to be alone
         self.overtaken = 0  # what was given up that an answer to a ping had told to be gone, a moment before
         self.engines: dict[str, Roster] = {}
         self._loops: dict[str, StepLoop] = {}
@@ -314,6 +316,9 @@ class World:
             wish = self._wish_of(claim.request)
             grant = Grant(reply.epoch, self._ways[claim.engine], list(reply.committed), len(wish.got))
             wish.grants.append(grant)
+            there = [e for e in self.ledger.entries.values() if e.engine == claim.engine]
+            if len(there) > 1 and any(e.alone for e in there):
+                self.crowds.append(f"{claim.engine} was granted to one alone, and to others beside it")
         self._gateway_does(effects)
         return reply
 
@@ -342,7 +347,8 @@ class World:
         def step() -> None:
             try:
                 loop.step()
-            except Crash:
+            except Crash as crash:
+                self.crashes[str(crash)] += 1
                 self._kill(node)
 
         self.engines[node.id], self._loops[node.id] = engine, loop

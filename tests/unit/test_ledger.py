@@ -160,19 +160,19 @@ def test_a_finish_settles_the_job() -> None:
 
 
 def test_a_suspect_runs_alone_and_is_given_up_in_the_end() -> None:
-    """Two engines lost without a token make a suspect; four end the job, with a dead letter."""
+    """Two engines lost without a token make a suspect; three more, alone, end the job, with a dead letter."""
     ledger, entry = opened()
     replies: list[m.ClaimReply] = []
-    for i in range(4):
+    for i in range(5):
         replies.append(claim(ledger, f"e{i}", f"L{i}", busy=3, now=float(i)))
         if isinstance(replies[-1], m.Wait):
             replies.append(claim(ledger, f"e{i}", f"L{i}", busy=0, now=float(i)))
         effects = ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
     kinds = [(type(r).__name__, getattr(r, "alone", None)) for r in replies]
 
-    assert [("Granted", False)] * 2 + [("Wait", None), ("Granted", True)] * 2 == kinds
+    assert [("Granted", False)] * 2 + [("Wait", None), ("Granted", True)] * 3 == kinds
     assert entry.failure is not None and Code.JOB_CRASHED == entry.failure.code
-    assert [4] == [e.letter.deaths for e in effects if isinstance(e, Bury)]
+    assert [5] == [e.letter.deaths for e in effects if isinstance(e, Bury)]
 
 
 def test_a_suspect_waits_for_what_its_engine_does_not_know_yet() -> None:
@@ -189,6 +189,35 @@ def test_a_suspect_waits_for_what_its_engine_does_not_know_yet() -> None:
     assert isinstance(claim(ledger, "e3", "L2", now=2.0), m.Granted)
 
 
+def test_nothing_is_granted_beside_what_runs_alone() -> None:
+    """The claim may be older than the grant of the suspect. The job is delivered again, to another."""
+    ledger, entry = opened()
+    other = Entry(structs.replace(entry.prompt, request="gw-2"), "sim", opened_at=0.0, deadline=100.0)
+    ledger.open(other)
+    for i in range(2):
+        claim(ledger, f"e{i}", f"L{i}", now=float(i))
+        ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
+    assert isinstance(claim(ledger, "e2", "L2", now=2.0), m.Granted)
+
+    reply, effects = ledger.claim(m.Claim("gw-2", "e2", "M1", 0), 2.0)
+    assert (m.Gone("gw-2"), ("M1", "-NAK")) == (reply, verbs(effects)[-1])
+    assert isinstance(ledger.claim(m.Claim("gw-2", "e3", "M2", 0), 2.0)[0], m.Granted)
+    ledger.delta(said(entry.epoch, 0, 5, finish="length", engine="e2"), 2.1)
+    ledger.yielded(m.Yielded("e3", [other.ref]), 2.2)
+    assert isinstance(ledger.claim(m.Claim("gw-2", "e2", "M3", 0), 2.3)[0], m.Granted)
+
+
+def test_an_engine_that_leaves_before_it_hears_of_a_grant_is_no_strike() -> None:
+    """It knows of no epoch, and gives back what it has claimed."""
+    ledger, entry = opened()
+    claim(ledger)
+    effects = ledger.yielded(m.Yielded("e1", [m.Ref(REQUEST, 0)]), 0.1)
+    ledger.unanswered("e1", gone=True, now=0.2)
+
+    assert [("L1", "-NAK")] == verbs(effects)
+    assert ("", 0) == (entry.engine, entry.blame.deaths)
+
+
 def test_progress_clears_a_strike() -> None:
     """An engine lost after it had said something new is bad luck, not this job's doing."""
     ledger, entry = opened()
@@ -197,7 +226,7 @@ def test_progress_clears_a_strike() -> None:
         ledger.delta(said(entry.epoch, i, 10 + i, engine=f"e{i}"), float(i))
         ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
 
-    assert (0, 5, False) == (entry.strikes, entry.deaths, entry.ended)
+    assert (0, 5, False) == (entry.blame.strikes, entry.blame.deaths, entry.ended)
 
 
 @pytest.mark.parametrize("told", ["by claiming", "by its presence"])
@@ -212,7 +241,7 @@ def test_an_engine_that_speaks_again_has_not_died_of_a_request(told: str) -> Non
             ledger.here(m.Here("engine", engine, 1, "ready", kind="k"), i + 0.6)
 
     assert not entry.ended
-    assert entry.strikes <= 1 and entry.deaths <= 1
+    assert entry.blame.strikes <= 1 and entry.blame.deaths <= 1
 
 
 @pytest.mark.parametrize(("heard_at", "strikes"), [(0.9, 0), (0.1, 1)])
@@ -224,7 +253,7 @@ def test_who_still_says_that_it_is_there_is_no_strike(heard_at: float, strikes: 
     for n in range(3):
         ledger.unanswered("e0", gone=False, now=0.6 + 0.2 * n)
 
-    assert (strikes, "") == (entry.strikes, entry.engine)
+    assert (strikes, "") == (entry.blame.strikes, entry.engine)
 
 
 def prefilled(epoch: int, engine: str) -> m.Hops:
@@ -245,14 +274,14 @@ def test_tokens_that_a_detokenizer_keeps_to_itself_are_no_strike(told: str) -> N
             ledger.hops(prefilled(entry.epoch, f"e{i}"))
         ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
 
-    assert (0, 5, []) == (entry.strikes, entry.deaths, entry.committed)
+    assert (0, 5, []) == (entry.blame.strikes, entry.blame.deaths, entry.committed)
     assert not entry.ended
 
 
 def test_what_an_earlier_engine_made_does_not_speak_for_a_request() -> None:
     """Word of a lost engine's token that comes late is no word of its successor's."""
     ledger, entry = opened()
-    for i in range(4):
+    for i in range(5):
         claim(ledger, f"e{i}", f"L{i}", now=float(i))
         ledger.hops(prefilled(entry.epoch - 2, f"e{i}"))
         ledger.hops(prefilled(entry.epoch, f"e{i - 1}"))

@@ -173,7 +173,7 @@ def test_leaving_hands_over_what_runs_and_what_is_granted_too_late() -> None:
     now = made.leave(0.2)
     later = made.replied(asks[1].claim, granted("gw-2", 1), 0.1)
 
-    assert [Send(GATEWAY, "gw", m.Yielded("e1", [m.Ref("gw-1", 3)]))] == now
+    assert [Send(GATEWAY, "gw", m.Yielded("e1", [m.Ref("gw-1", 3), m.Ref("gw-2", 0)]))] == now
     assert [Send(GATEWAY, "gw", m.Yielded("e1", [m.Ref("gw-2", 1)]))] == later
 
 
