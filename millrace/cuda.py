@@ -20,6 +20,7 @@ from pathlib import Path
 from millrace.settings import SettingError
 
 PROVIDER = "CUDAExecutionProvider"
+PACKAGE = "onnxruntime-gpu"
 DRIVER = 580
 """The first that runs CUDA 13, which onnxruntime-gpu is built with."""
 
@@ -62,7 +63,7 @@ def number(device: str) -> int | None:
 def found(root: str = "/", env: Mapping[str, str] = os.environ) -> Found:
     """`root`: where /proc is, if a container has the machine's elsewhere."""
     packages = {}
-    for name in ("onnxruntime", "onnxruntime-gpu"):
+    for name in ("onnxruntime", PACKAGE):
         try:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

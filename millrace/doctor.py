@@ -14,13 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from millrace import broker, cache, control, models, nats_conf, place, possible, settings, store
+from millrace import broker, cache, control, cuda, models, nats_conf, place, possible, settings, store
 from millrace.capacity import CannotFit, Fit, Memory
 from millrace.columns import size
 from millrace.machine import Machine
@@ -43,9 +42,6 @@ KERNELS = (
 
 ERROR = 5
 """What adjtimex(2) returns while nobody keeps the clock."""
-
-DRIVER = "libcuda.so.1"
-CUDA = (DRIVER, "libcudart.so.12", "libcublas.so.12", "libcublasLt.so.12", "libcudnn.so.9")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -77,18 +73,21 @@ def onnxruntime(version: str, providers: Sequence[str], *, silent: bool) -> Find
     return Finding("onnxruntime", "ok", said)
 
 
-def cuda(package: bool, missing: Sequence[str]) -> Finding | None:
-    """Nothing, where ONNX Runtime is the one for processors alone."""
-    if not package:
+def gpus(device: str, has: cuda.Found, tried: Callable[[int], str]) -> Finding | None:
+    """Of the one that is asked for; where none is, of the first, and nothing if ONNX Runtime knows processors
+    alone. `tried` opens a session there, and says why it could not."""
+    wanted = cuda.number(device)
+    if wanted is None and cuda.PACKAGE not in has.packages:
         return None
-    if not missing:
-        return Finding("cuda", "ok", "the driver and its libraries can be loaded")
-    mend = (
-        "install the GPU's driver, and start containers with it"
-        if DRIVER in missing
-        else "install CUDA 12 and cuDNN 9, and have LD_LIBRARY_PATH lead to them"
-    )
-    return Finding("cuda", "warn", f"cannot be loaded: {', '.join(missing)}; the CPU is used", mend)
+    state: State = "warn" if wanted is None else "bad"
+    if has.problems:
+        what = "; ".join(each.what for each in has.problems)
+        return Finding("cuda", state, what, "; ".join(each.mend for each in has.problems))
+    if missing := cuda.refusal(device, has):
+        return Finding("cuda", state, missing, "name one that is there")
+    if failed := tried(wanted or 0):
+        return Finding("cuda", state, failed, cuda.INSTALL)
+    return Finding("cuda", "ok", f"{', '.join(each.name for each in has.devices)}; driver {has.driver}")
 
 
 def nats(path: Path | None, version: str) -> Finding:
@@ -199,7 +198,7 @@ def examine(up: settings.Up, gateway: settings.Gateway, engine: settings.Engine)
         version, providers = ort.__version__, ort.get_available_providers()
         silent = os.environ.get("ORT_DISABLE_TELEMETRY") == "1"
     yield onnxruntime(version, providers, silent=silent)
-    if found := cuda(_installed("onnxruntime-gpu"), [name for name in CUDA if not _loads(name)]):
+    if found := gpus(engine.device, cuda.found(engine.sysroot), cuda.tried):
         yield found
     state = control.state_dir(up)
     if not up.broker:
@@ -275,25 +274,6 @@ def _port(up: settings.Up, state: Path) -> Finding:
         except place.CannotStart as error:
             problem = str(error)
     return port(up.host, up.port, problem, ours=ours)
-
-
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        # The wheels of CUDA's libraries have them where the loader does not look.
-        wheels = util.find_spec("nvidia")
-        roots = wheels.submodule_search_locations if wheels else None
-        return any(next(Path(root).rglob(library), None) for root in roots or ())
-    return True
 
 
 def _version(binary: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from millrace import doctor, models, settings, store
+from millrace import cuda, doctor, models, settings, store
 from millrace.capacity import Memory, Needs, fit
 from millrace.doctor import Finding
 
@@ -17,13 +17,23 @@ HERE = Path("/somewhere")
 CPU = ("CPUExecutionProvider",)
 FITTING = fit(Needs(1 << 30, 1 << 30, 1000, 1000, 4096), Memory(16 << 30, 8 << 30))
 
+
+def on_gpus(*problems: cuda.Problem, device: str = "cuda", failed: str = "") -> Finding:
+    has = cuda.Found({cuda.PACKAGE: "1.31.1"}, True, "580.65", [cuda.Device("A")], list(problems))
+    found = doctor.gpus(device, has, lambda at: failed)
+    assert found
+    return found
+
+
 WRONG = [
     (doctor.python((3, 10, 2)), "bad", "3.11"),
     (doctor.onnxruntime("", (), silent=True), "bad", "make setup"),
     (doctor.onnxruntime("1.31.1", ("AzureExecutionProvider",), silent=True), "bad", "onnxruntime"),
     (doctor.onnxruntime("1.31.1", CPU, silent=False), "warn", "ORT_DISABLE_TELEMETRY"),
-    (doctor.cuda(True, [doctor.DRIVER]), "warn", "driver"),
-    (doctor.cuda(True, ["libcudnn.so.9"]), "warn", "cuDNN"),
+    (on_gpus(cuda.Problem("no driver", "load one"), cuda.Problem("two", "uninstall")), "bad", "one; un"),
+    (on_gpus(cuda.Problem("no driver", "load one"), device="cpu"), "warn", "load one"),
+    (on_gpus(device="cuda:1"), "bad", "name one"),
+    (on_gpus(failed="no session on cuda:0"), "bad", "onnxruntime-gpu"),
     (doctor.nats(None, ""), "bad", "make setup"),
     (doctor.nats(HERE, ""), "bad", "again"),
     (doctor.jetstream(500, 100, 399), "warn", "room"),
@@ -43,7 +53,7 @@ WRONG = [
 WELL = [
     doctor.python((3, 11, 0)),
     doctor.onnxruntime("1.31.1", CPU, silent=True),
-    doctor.cuda(True, []),
+    on_gpus(),
     doctor.nats(HERE, "v2.15.1"),
     doctor.jetstream(500, 100, 400),
     doctor.processor({"avx2", "avx512_vnni"}, "x86_64", 2),
@@ -76,8 +86,13 @@ def test_the_best_kernels_are_named() -> None:
     assert "without VNNI" in doctor.processor({"avx2"}, "x86_64", 2).said
 
 
-def test_a_gpu_is_no_matter_to_who_has_none() -> None:
-    assert doctor.cuda(False, [doctor.DRIVER]) is None
+def test_gpus_are_no_matter_to_who_asks_for_none() -> None:
+    """With the package for processors, whatever else is missing, nothing is tried."""
+    has = cuda.Found({"onnxruntime": "1.31.1"}, False, "", [], [cuda.Problem("no driver", "load one")])
+
+    assert doctor.gpus("cpu", has, lambda at: pytest.fail("a session was tried")) is None
+    asked = doctor.gpus("cuda", has, lambda at: pytest.fail("a session was tried"))
+    assert asked and (asked.state, asked.said) == ("bad", "no driver")
 
 
 def examined(tmp_path: Path, port: int, model: str, **engine: Any) -> tuple[int, dict[str, Finding]]:
