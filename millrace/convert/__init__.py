@@ -83,8 +83,8 @@ def convert(
 
     A result that is far from the original is such an error, unless it is accepted as it is. It is chosen by,
     and measured on, the text `words`; without one, the folder's own, or ours. Weights that are in 4 bits
-    already stay as they are, unless another `quant` is asked for. For CUDA weights have 16
-    bits where no `quant` is asked for, and keys and values always.
+    already stay as they are, unless another `quant` is asked for. For CUDA weights have 16 bits where no
+    `quant` is asked for, and keys and values always.
     """
     if device not in get_args(Device):
         raise ValueError(f"device {device!r} is not known: it is cpu or cuda")
@@ -159,7 +159,7 @@ def _write(
         digests.append(store.digest)
     for name in (*BESIDE, *templates(folder), *pooling.files(folder)):
         if (path := inside(folder, name)).is_file():
-            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out / name)
     made = Card(
         version=card.VERSION,

@@ -47,10 +47,11 @@ def converted(model: Model, root: Path, device: card.Device = "cpu") -> Path:
         return model.folder
     known = hashlib.sha256((model.folder / "config.json").read_bytes() + __version__.encode())
     known.update(device.encode() if device != "cpu" else b"")
-    parts = ("*.safetensors*", text.CALIBRATION, packed.OLDER, *pooling.files(model.folder))
-    for path in sorted(path for part in parts for path in model.folder.glob(part)):
-        status = inside(model.folder, path.name).stat()
-        known.update(f"{path.name} {status.st_size} {status.st_mtime_ns} {card.VERSION}".encode())
+    names = [path.name for path in model.folder.glob("*.safetensors*")]
+    for name in sorted((*names, text.CALIBRATION, packed.OLDER, *pooling.files(model.folder))):
+        if (path := inside(model.folder, name)).is_file():
+            status = path.stat()
+            known.update(f"{name} {status.st_size} {status.st_mtime_ns} {card.VERSION}".encode())
     out = root / "converted" / f"{model.folder.name}-{known.hexdigest()[:16]}"
     if not out.exists():
         log.info("converting %s into %s", model.folder, out)

@@ -1,5 +1,6 @@
 """What a machine keeps of a model: prepared graphs give the same bits, once made they are used again."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +11,17 @@ import numpy.typing as npt
 import pytest
 
 from millrace import models, possible, settings
-from millrace.convert import convert
+from millrace.convert import card, convert
 from millrace.convert.card import Quant
 from millrace.messages import Sampling
+from millrace.pooling import Pooling
 from services.engine import actor, prepare
 from services.engine.prefix import BLOCK
 from services.engine.scheduler import Chunk, Keep, Shelve, Step
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
 from services.engine.shelf import FileShelf
-from tests.kit.checkpoint import write_checkpoint
+from tests.kit.checkpoint import write_checkpoint, write_embedder
 from tests.kit.models import FAMILIES
 from tests.kit.service import environment
 
@@ -134,6 +136,20 @@ logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 ready = prepare.converted(models.find(sys.argv[1]), Path(sys.argv[2]))
 print(prepare.prepared(ready, Path(sys.argv[2])))
 """
+
+
+def test_how_a_vector_is_made_belongs_to_a_conversion(tmp_path: Path) -> None:
+    """Another pooling is another model, though its weights are the same; and no file outside is looked at."""
+    hub = write_embedder(tmp_path / "hub", FAMILIES["qwen3"])
+    last = card.load(prepare.converted(models.find(str(hub)), tmp_path / "cache"))
+    write_embedder(tmp_path / "other", FAMILIES["qwen3"], "mean_tokens")
+    shutil.copy(tmp_path / "other" / "1_Pooling" / "config.json", hub / "1_Pooling")
+    mean = card.load(prepare.converted(models.find(str(hub)), tmp_path / "cache"))
+    (hub / "modules.json").write_text('[{"type": "x.Transformer"}, {"type": "x.Pooling", "path": "/etc"}]')
+
+    assert [Pooling("last", unit=True), Pooling("mean", unit=True)] == [last.pooling, mean.pooling]
+    with pytest.raises(ValueError, match=r"unsafe file name '/etc/config.json'"):
+        prepare.converted(models.find(str(hub)), tmp_path / "cache")
 
 
 def test_two_cold_engines_convert_once(tmp_path: Path) -> None:
