@@ -32,6 +32,8 @@ class Kin:
     def heard(self, here: m.Here, now: float) -> None:
         if here.role != Role.ENGINE:
             return
+        if here.id not in self._engines:  # one takes another's place: of that one nobody may have told us
+            self._engines = {id: e for id, e in self._engines.items() if now - e.seen_at < SEEN_S}
         if here.state == "ready" and here.kind:
             self._engines[here.id] = Engine(here.kind, here.model, here.load < here.room, now)
         else:

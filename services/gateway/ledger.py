@@ -471,8 +471,10 @@ class Ledger:
     def reconnected(self, now: float) -> list[Effect]:
         """NATS is back. What was on its way is lost; silence until now says nothing of anybody."""
         self._peers.reconnected(now)
-        for id in self._detokenizers:
-            self._detokenizers[id] = now
+        last = max(self._detokenizers.values(), default=now)
+        for id, seen in self._detokenizers.items():
+            if last - seen < SEEN_S:  # it was there when NATS went away
+                self._detokenizers[id] = now
         for entry in self.entries.values():
             entry.alive_at = entry.progress_at = now
             entry.checked_at = min(entry.checked_at, now - 1.5)  # a queued job is looked for soon
