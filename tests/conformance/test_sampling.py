@@ -341,6 +341,8 @@ def whole(made: Any) -> tuple[dict[int, dict[str, Any]], Any]:
         ("text", {"n": 2, "logprobs": 4, "frequency_penalty": 1.5}),
         ("text", {"n": 3, "logprobs": 0, "stop": ["e", "zz"]}),
         ("text", {"n": 2, "echo": True}),
+        ("text", {"n": 2, "echo": True, "logprobs": 2}),
+        ("text", {"echo": True, "logprobs": 2, "max_tokens": 0}),
     ],
     ids=str,
 )
