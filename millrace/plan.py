@@ -4,7 +4,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from millrace import models, settings
 from millrace.capacity import Fit, Memory, Needs, fit, tokens_per_second
 
-Device = Literal["cpu", "cuda"]
+if TYPE_CHECKING:
+    from millrace.convert.card import Device
 
 WEIGHT_BYTES = {"int8": 1.0, "int4": 0.625, "fp32": 4.0, "fp16": 2.0}
 """Of a linear layer's weight; four bits come in blocks of 32 with a scale each."""
@@ -58,7 +59,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_second: dict[int, float]  # of one stream, by what it holds
 
 
-def needs(model: models.Model, device: Device = "cpu") -> Needs:
+def needs(model: models.Model, device: "Device" = "cpu") -> Needs:
     """ValueError if the model's files do not tell. `device`: what a folder that is not converted will be
     converted for."""
     from millrace.convert import card, read_architecture, usual  # noqa: PLC0415 - ONNX, which takes a second

@@ -123,7 +123,7 @@ def scales(exact: onnx.ModelProto, folder: Path, kv_heads: int, head_dim: int) -
         for t in exact.graph.initializer
         if t.name.startswith(("k_scale.", "v_scale."))
     }
-    all = [found[f"{kv}_scale.{i}"] for i in range(len(found) // 2) for kv in "kv"]
-    shape = np.broadcast_shapes((1, kv_heads, 1, head_dim), *(each.shape for each in all))
-    wide = np.concatenate([np.broadcast_to(each, shape) for each in all])
+    ordered = [found[f"{kv}_scale.{i}"] for i in range(len(found) // 2) for kv in "kv"]
+    shape = np.broadcast_shapes((1, kv_heads, 1, head_dim), *(each.shape for each in ordered))
+    wide = np.concatenate([np.broadcast_to(each, shape) for each in ordered])
     return wide.reshape(-1, 2, *shape[1:])

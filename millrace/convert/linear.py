@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
 
 from millrace.convert.graph import CONTRIB, Graph
 from millrace.convert.packed import Codes
@@ -183,11 +184,11 @@ def _half(g: Graph, x: str, inputs: list[str], k: int, n: int, size: int, *, bit
 
 
 def halved(g: Graph, x: str) -> str:
-    return g.node("Cast", x, to=10)
+    return g.node("Cast", x, to=TensorProto.FLOAT16)
 
 
 def widened(g: Graph, x: str) -> str:
-    return g.node("Cast", x, to=1)
+    return g.node("Cast", x, to=TensorProto.FLOAT)
 
 
 def _paired(fours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

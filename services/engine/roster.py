@@ -313,8 +313,8 @@ class Roster:
 
     def _vector(self, hold: Hold) -> Send:
         """It is no text: the owner is told past every detokenizer, as one would have told it."""
-        request, token = hold.job.request, hold.ids
-        said = m.Said(request, hold.epoch, 0, token, [""], hold.finish, hold.cached, vector=hold.vector)
+        request = hold.job.request
+        said = m.Said(request, hold.epoch, 0, hold.ids, [""], hold.finish, hold.cached, vector=hold.vector)
         return Send(GATEWAY, m.owner_of(request), m.Delta(self.id, "", [said]))
 
     def _framed(self, runs: list[m.Run]) -> list[Send]:

@@ -34,9 +34,7 @@ class Sequence:
     tenant: str = ""
     logprobs: int = -1  # how many of the likeliest tokens to tell of, beside the chosen one; -1: nothing
     echo: bool = False  # whether its prompt's odds are wanted too
-    read: list[Odds] = field(
-        default_factory=list
-    )  # those: of each token but the first, as far as it is known
+    read: list[Odds] = field(default_factory=list)  # those, so far: of each token but the first
     grammar: str = ""
     guide: Guide | None = None  # follows it, as soon as it is ready
     edits: object = None  # the sampler's own, made of what stands above

@@ -77,6 +77,7 @@ class OrtModel:
         # With more threads than heads, ONNX Runtime splits a lone row's attention and sums it in another
         # order than a batch's: its bits would depend on its company.
         threads = min(threads or cores(), self.card.heads)
+        # "unfused" is the attention that millrace/convert/runtime.py asks for.
         known = f"{self.card.digest} {machine} unfused {'' if self.exact else threads}"
         known += " fast" if fast else ""
         self.kind = hashlib.sha256(known.encode()).hexdigest()[:16]

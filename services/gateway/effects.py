@@ -28,7 +28,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Is the job still stored? If not, `lost` it."""
+    """Is the job still stored? If not, tell `missing`."""
 
     request: str
     seq: int

@@ -84,13 +84,8 @@ def named_event(name: str, data: dict[str, Any]) -> bytes:
 
 
 def _escaped(value: Any) -> bytes:
-    """As JSON. Some clients cut lines where `str.splitlines` does: these characters are escaped."""
-    return (
-        _encode(value)
-        .replace(b"\xc2\x85", b"\\u0085")
-        .replace(b"\xe2\x80\xa8", b"\\u2028")
-        .replace(b"\xe2\x80\xa9", b"\\u2029")
-    )
+    """As JSON."""
+    return _unbroken(_encode(value))
 
 
 def _delta(part: Saying) -> bytes:

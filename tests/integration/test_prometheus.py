@@ -39,7 +39,7 @@ def config(folder: Path, targets: dict[str, str]) -> Path:
     given = yaml.safe_load(CONFIG.read_text())
     given["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
     for job in given["scrape_configs"]:
-        (job["static_configs"],) = ([{"targets": [targets[job["job_name"]]]}],)
+        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
     shutil.copy(RULES, folder)
     made = folder / "prometheus.yml"
     made.write_text(yaml.safe_dump(given))

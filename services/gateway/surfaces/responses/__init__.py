@@ -8,7 +8,6 @@ They are kept in the memory of the gateway that made them: with several gateways
 response may be gone before its time, and is not found then.
 """
 
-import re
 import time
 from urllib.parse import parse_qsl
 
@@ -30,8 +29,6 @@ from services.gateway.visit import Visit
 
 PATH = "/v1/responses"
 ONE = PATH + "/{id:str}"
-
-NUMBER = re.compile("[0-9]{1,9}")
 
 
 def routes(counter: Counter) -> list[HTTPRouteHandler]:
