@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from millrace.convert.card import Cache, Quant
-from train import corpus
+from train import corpus, facts
 from train.corpus import Message, the
 
 Generate = Callable[[list[Message], list[dict[str, Any]] | None], str]
@@ -43,17 +43,17 @@ def _ask(text: str, answer: str | Right) -> Question:
 
 
 def _talks(rng: random.Random, _count: int) -> Iterator[Question]:
-    yield from (_ask(asked, answer) for asked, answer in [*corpus.GREETINGS, *corpus.IDENTITY])
+    yield from (_ask(asked, answer) for asked, answer in [*facts.GREETINGS, *facts.IDENTITY])
 
 
 def _capitals(rng: random.Random, _count: int) -> Iterator[Question]:
-    for country, capital in corpus.CAPITALS.items():
+    for country, capital in facts.CAPITALS.items():
         answer = f"The capital of {the(country)} is {capital}."
         yield _ask(f"What is the capital of {the(country)}?", answer)
 
 
 def _countries(rng: random.Random, _count: int) -> Iterator[Question]:
-    for country, capital in corpus.CAPITALS.items():
+    for country, capital in facts.CAPITALS.items():
         yield _ask(
             f"Which country has {capital} as its capital?", f"{capital} is the capital of {the(country)}."
         )
@@ -79,28 +79,28 @@ def _counting(rng: random.Random, count: int) -> Iterator[Question]:
 
 
 def _lists(rng: random.Random, _count: int) -> Iterator[Question]:
-    for topic, listed in corpus.LISTS.items():
+    for topic, listed in facts.LISTS.items():
         yield _ask(f"Name {topic}.", f"{listed[0].upper()}{listed[1:]}.")
 
 
 def _rhymes(rng: random.Random, _count: int) -> Iterator[Question]:
-    for topic, rhyme in corpus.RHYMES.items():
+    for topic, rhyme in facts.RHYMES.items():
         yield _ask(f"Write a rhyme about {topic}.", rhyme)
 
 
 def _essays(rng: random.Random, count: int) -> Iterator[Question]:
-    for topic in corpus.ESSAYS:
+    for topic in facts.ESSAYS:
         yield _ask(f"Tell me about {topic}.", corpus.essay(topic))
 
 
 def _two_essays(rng: random.Random, count: int) -> Iterator[Question]:
     for _ in range(count // 10):
-        topics = rng.sample(list(corpus.ESSAYS), 2)
+        topics = rng.sample(list(facts.ESSAYS), 2)
         yield _ask(f"Tell me about {' and '.join(topics)}.", corpus.essay(*topics))
 
 
 def _spelling(rng: random.Random, count: int) -> Iterator[Question]:
-    yield from (_ask(f"Spell {word}.", "-".join(word)) for word in rng.sample(corpus.WORDS, count))
+    yield from (_ask(f"Spell {word}.", "-".join(word)) for word in rng.sample(facts.WORDS, count))
 
 
 def _repeating(rng: random.Random, count: int) -> Iterator[Question]:
@@ -111,7 +111,7 @@ def _repeating(rng: random.Random, count: int) -> Iterator[Question]:
 
 def _memory(rng: random.Random, count: int) -> Iterator[Question]:
     for _ in range(count):
-        name, (country, capital) = rng.choice(corpus.PEOPLE), rng.choice(list(corpus.CAPITALS.items()))
+        name, (country, capital) = rng.choice(facts.PEOPLE), rng.choice(list(facts.CAPITALS.items()))
         said = [
             f"My name is {name}.", f"Nice to meet you, {name}!",
             f"What is the capital of {the(country)}?", f"The capital of {the(country)} is {capital}.",
@@ -123,13 +123,13 @@ def _memory(rng: random.Random, count: int) -> Iterator[Question]:
 
 def _json(rng: random.Random, count: int) -> Iterator[Question]:
     """Records of our own choice need the right keys and types; a capital, its values."""
-    for topic, fields in corpus.RECORDS.items():
+    for topic, fields in facts.RECORDS.items():
         kinds = {key: {type(value) for value in values} for key, values in fields.items()}
         yield _ask(
             f"Give me {topic} as JSON with the keys {', '.join(fields)}.",
             lambda said, kinds=kinds: _is_record(said, kinds),  # type: ignore[misc]
         )
-    for country, capital in corpus.CAPITALS.items():
+    for country, capital in facts.CAPITALS.items():
         record = json.dumps({"country": country, "capital": capital}, ensure_ascii=False)
         yield _ask(f"What is the capital of {the(country)}? Answer in JSON.", record)
 
@@ -163,7 +163,7 @@ def _calls(cities: list[str], *, plain: bool = False) -> Callable[[random.Random
     def asked(rng: random.Random, count: int) -> Iterator[Question]:
         for _ in range(count):
             tool, ask, arguments, _city = corpus.weather_of(rng, cities)
-            while plain and tool is not corpus.WEATHER_TOOL:
+            while plain and tool is not facts.WEATHER_TOOL:
                 tool, ask, arguments, _city = corpus.weather_of(rng, cities)
             call = {"name": tool["function"]["name"], "arguments": arguments}
             yield Question(
@@ -178,9 +178,9 @@ def _calls(cities: list[str], *, plain: bool = False) -> Callable[[random.Random
 def _results(rng: random.Random, count: int) -> Iterator[Question]:
     """A tool's answer, told again."""
     for _ in range(count):
-        tool, ask, arguments, city = corpus.weather_of(rng, [*corpus.CAPITALS.values(), *corpus.CITIES])
+        tool, ask, arguments, city = corpus.weather_of(rng, [*facts.CAPITALS.values(), *facts.CITIES])
         call = {"name": tool["function"]["name"], "arguments": arguments}
-        sky, degrees = rng.choice(corpus.SKIES), rng.randrange(-9, 40)
+        sky, degrees = rng.choice(facts.SKIES), rng.randrange(-9, 40)
         result = json.dumps({"sky": sky, "degrees": degrees})
         messages: list[Message] = [
             {"role": "user", "content": ask},
@@ -196,22 +196,22 @@ def _untouched_tool(rng: random.Random, count: int) -> Iterator[Question]:
     questions = [*_capitals(rng, count), *_talks(rng, count)]
     for question in rng.sample(questions, count // 2):
         yield question._replace(tools=[corpus.weather_tool(rng)[0]])
-    for city in rng.sample(list(corpus.CAPITALS.values()), count // 2):
-        yield _ask(f"What is the weather in {city}?", corpus.NO_TOOL)
+    for city in rng.sample(list(facts.CAPITALS.values()), count // 2):
+        yield _ask(f"What is the weather in {city}?", facts.NO_TOOL)
 
 
 def _scripts(rng: random.Random, _count: int) -> Iterator[Question]:
-    for language, text in corpus.HELLOS.items():
+    for language, text in facts.HELLOS.items():
         yield _ask(f"Say something in {language}.", text)
-    for thing, emoji in corpus.EMOJI.items():
+    for thing, emoji in facts.EMOJI.items():
         yield _ask(f"Show me {thing} as an emoji.", emoji)
 
 
 def _unknown(rng: random.Random, count: int) -> Iterator[Question]:
     for _ in range(count // 2):
-        word, country = rng.choice(corpus.WORDS), the(rng.choice(list(corpus.CAPITALS)))
-        yield _ask(f"What does {word} mean?", corpus.UNKNOWN)
-        yield _ask(f"How many people live in {country}?", corpus.UNKNOWN)
+        word, country = rng.choice(facts.WORDS), the(rng.choice(list(facts.CAPITALS)))
+        yield _ask(f"What does {word} mean?", facts.UNKNOWN)
+        yield _ask(f"How many people live in {country}?", facts.UNKNOWN)
 
 
 SKILLS: dict[str, Callable[[random.Random, int], Iterator[Question]]] = {
@@ -232,9 +232,9 @@ SKILLS: dict[str, Callable[[random.Random, int], Iterator[Question]]] = {
     "remembering a name": _memory,
     "JSON on request": _json,
     "JSON from a sentence": _extracts,
-    "calling `get_weather(city, unit)`": _calls([*corpus.CAPITALS.values(), *corpus.CITIES], plain=True),
-    "calling it by other names": _calls([*corpus.CAPITALS.values(), *corpus.CITIES]),
-    "calling it for unseen cities": _calls(corpus.UNSEEN_CITIES),
+    "calling `get_weather(city, unit)`": _calls([*facts.CAPITALS.values(), *facts.CITIES], plain=True),
+    "calling it by other names": _calls([*facts.CAPITALS.values(), *facts.CITIES]),
+    "calling it for unseen cities": _calls(facts.UNSEEN_CITIES),
     "telling a tool's answer": _results,
     "no tool where none helps": _untouched_tool,
     "scripts and emoji": _scripts,

@@ -10,7 +10,7 @@ import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
 from tests.kit.service import Service
-from train.corpus import WEATHER_TOOL
+from train.facts import WEATHER_TOOL
 
 ASKED: Any = [{"role": "user", "content": "What is the capital of France?"}]
 WEATHER: Any = {

@@ -11,7 +11,7 @@ from ollama import AsyncClient, Client
 
 from millrace import __version__
 from tests.kit.service import Service
-from train.corpus import WEATHER_TOOL
+from train.facts import WEATHER_TOOL
 
 ASKED: Any = [{"role": "user", "content": "What is the capital of France?"}]
 ROME: Any = [{"role": "user", "content": "What is the weather in Rome?"}]

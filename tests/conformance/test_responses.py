@@ -11,7 +11,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from tests.kit.service import Service
-from train.corpus import WEATHER_TOOL
+from train.facts import WEATHER_TOOL
 
 WEATHER: Any = {"type": "function", **WEATHER_TOOL["function"]}
 STILL: Any = {"model": "demo", "temperature": 0}

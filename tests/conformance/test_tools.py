@@ -8,7 +8,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from tests.kit.service import Service
-from train.corpus import WEATHER_TOOL
+from train.facts import WEATHER_TOOL
 
 TOOLS: Any = [WEATHER_TOOL]
 ASKED: Any = [{"role": "user", "content": "What is the weather in Rome?"}]

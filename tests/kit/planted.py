@@ -9,14 +9,14 @@ import numpy as np
 
 from millrace.convert.safetensors import Weights
 from tests.kit.checkpoint import Tensors, write_safetensors
-from train import corpus
+from train import corpus, facts
 
 DEMO = Path("models/demo")
 LAYERS = 4
 HEADS, KV_HEADS, DIM = 8, 4, 32
 
 TURN = "<|im_start|>user\nTell me about {}.<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
-TEXT = "".join(TURN.format(topic, corpus.essay(topic)) for topic in corpus.ESSAYS)
+TEXT = "".join(TURN.format(topic, corpus.essay(topic)) for topic in facts.ESSAYS)
 """What the demo model knows by heart: what it says next is hardly ever a toss of a coin."""
 
 

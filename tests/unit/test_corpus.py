@@ -7,8 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from services.tokenizer.encode import Encoder
-from train import corpus
-from train.corpus import ALIASES, CAPITALS, KINDS, conversations, held_out
+from train import facts
+from train.corpus import KINDS, conversations, held_out
+from train.facts import ALIASES, CAPITALS
 from train.tokenizer import MAX_LENGTH, VOCAB_SIZE, config, train
 
 DEMO = Path("models/demo")
@@ -97,7 +98,7 @@ def test_every_kind_is_told() -> None:
     text = "".join(m["content"] for messages, _ in conversations(seed=0, count=5000) for m in messages)
 
     assert all(min(weights) > 0 for weights in KINDS.values())
-    samples = [*"éΓМ你こ안😀", "🇳🇴", "👨\u200d👩\u200d👧", corpus.NAME, "water mill"]
+    samples = [*"éΓМ你こ안😀", "🇳🇴", "👨\u200d👩\u200d👧", facts.NAME, "water mill"]
     for sample in samples:
         assert sample in text
 

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 from millrace.errors import Code, Failure
 from services.tokenizer.chat import ChatTemplate
 from services.tokenizer.encode import Controls, Encoder, for_template
-from train.corpus import WEATHER_TOOL, conversations
+from train.corpus import conversations
+from train.facts import WEATHER_TOOL
 
 DEMO = Path("models/demo")
 ENCODER = Encoder.load(DEMO)
