@@ -59,12 +59,6 @@ def service(hub: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def client(service: Service) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0) as made:
-        yield made
-
-
-@pytest.fixture
 def ollamas(service: Service) -> Iterator[ollama.Client]:
     with ollama.Client(host=service.url) as made:
         yield made

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -21,12 +20,6 @@ ENDLESS: Any = {
     "extra_body": {"ignore_eos": True},
     "max_output_tokens": 4000,
 }
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{service.url}/v1", api_key="unused", max_retries=0) as made:
-        yield made
 
 
 def essence(response: Any) -> Any:

@@ -1,23 +1,15 @@
 """Tools through the OpenAI SDK, with the shipped model, which was taught to call one."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from openai import BadRequestError, OpenAI
 
-from tests.kit.service import Service
 from train.facts import WEATHER_TOOL
 
 TOOLS: Any = [WEATHER_TOOL]
 ASKED: Any = [{"role": "user", "content": "What is the weather in Rome?"}]
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{service.url}/v1", api_key="unused", max_retries=0) as client:
-        yield client
 
 
 def told(client: OpenAI, **more: Any) -> Any:
