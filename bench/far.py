@@ -7,7 +7,6 @@ what the far server has counted at its gateway connections, less what crosses wh
 
 import asyncio
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
@@ -120,7 +119,8 @@ async def _started(place: Place, held: AsyncExitStack) -> Measured:
     service = await Service.start(env=env, folder=folder, engines=0 if place.far else 1)
     held.push_async_callback(service.stop)
     if place.far:
-        held.push_async_callback(_end, _engine(service, nats))
+        engine = service.beside(Role.ENGINE, nats.url(Role.ENGINE, far=True))
+        held.push_async_callback(_end, engine)
     await service.settled({"engine": 1})
     await service.answers(60)
     return Measured(service, nats)
@@ -157,19 +157,6 @@ async def _crossed(nats: Cluster) -> Crossed:
     )
 
 
-def _engine(service: Service, nats: Cluster) -> "subprocess.Popen[bytes]":
-    env = service.env | {"MILLRACE_NATS": nats.url(Role.ENGINE, far=True)}
-    with (service.folder / "far.log").open("wb") as out:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "millrace.cli", "engine"],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            env=env,
-            cwd=service.folder,
-        )
-
-
-async def _end(engine: "subprocess.Popen[bytes]") -> None:
+async def _end(engine: subprocess.Popen[bytes]) -> None:
     engine.kill()
     await asyncio.to_thread(engine.wait)

@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -109,19 +108,8 @@ class Site:
         return left
 
     def start(self, role: str, number: int, url: str) -> subprocess.Popen[bytes]:
-        """A process that `up` knows nothing of."""
-        folder = self.service.folder
-        env = self.service.env | {"MILLRACE_NATS": url}
-        env["CHAOS_KIND"] = str(number)  # nothing looks at it but tests/chaos/sabotage/kinds
-        with (folder / "log" / f"beside_{role}.log").open("ab") as out:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "millrace.cli", role],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env=env,
-                cwd=folder,
-            )
+        # Nothing looks at the number but tests/chaos/sabotage/kinds.
+        return self.service.beside(role, url, CHAOS_KIND=str(number))
 
     def start_far_engine(self, number: int = 0) -> None:
         assert self.cluster

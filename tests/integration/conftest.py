@@ -1,14 +1,21 @@
 """What tests on real sockets share."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from millrace.settings import Gateway
 from services.gateway.app import build, serve
+from tests.kit.collector import Collector, collecting
 from tests.kit.desk import ScriptedDesk
 from tests.kit.face import Site, Start
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with collecting() as made:
+        yield made
 
 
 @pytest.fixture

@@ -12,18 +12,12 @@ import httpx
 import pytest
 
 from tests.kit.client import ask
-from tests.kit.collector import Collector, collecting
+from tests.kit.collector import Collector
 from tests.kit.prometheus import Series, parse, total
 from tests.kit.service import Service, free_port
 
 PROMPT = list(range(10, 60))
 FAST = {"MILLRACE_SIM_STEP_MS": "1", "MILLRACE_SIM_ROW_MS": "0", "MILLRACE_SIM_TOKEN_MS": "0"}
-
-
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with collecting() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

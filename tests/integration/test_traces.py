@@ -31,12 +31,6 @@ FAR = "http://127.0.0.1:9"  # the discard port: nobody listens
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with collecting() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def service(collector: Collector) -> Iterator[Service]:
     env = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,

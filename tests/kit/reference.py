@@ -14,7 +14,10 @@ import numpy.typing as npt
 
 Wide = npt.NDArray[np.float64]
 Config = dict[str, Any]
+Tensors = dict[str, npt.NDArray[Any]]
 Linear = Callable[[Wide, Wide], Wide]  # activations [n, in], weights [out, in]
+Kept = Callable[[int, Wide, Wide], tuple[Wide, Wide]]
+"""How a layer's keys and values, each [kv_heads, tokens, dim], are kept."""
 
 
 def exact(x: Wide, w: Wide) -> Wide:
@@ -60,15 +63,19 @@ LINEARS: dict[str, Linear] = {"fp32": exact, "int8": int8, "int4": int4}
 BLOCKS: dict[str, Linear] = {"int8": partial(by_blocks, bits=8), "int4": partial(by_blocks, bits=4)}
 
 
+def as_they_are(layer: int, k: Wide, v: Wide) -> tuple[Wide, Wide]:
+    return k, v
+
+
 def logits(
     config: Config,
-    tensors: dict[str, npt.NDArray[Any]],
+    tensors: Tensors,
     tokens: list[int],
     linear: Linear = exact,
-    kv: Callable[[int, Wide, Wide], tuple[Wide, Wide]] = lambda layer, k, v: (k, v),
+    kv: Kept = as_they_are,
     length: int = 0,
 ) -> Wide:
-    """Logits after each token, [tokens, vocab]; `kv` rounds keys and values, each [kv_heads, tokens, dim]."""
+    """Logits after each token, [tokens, vocab]."""
     gemma = config["architectures"][0].startswith("Gemma")
     name = "model.embed_tokens" if config.get("tie_word_embeddings", gemma) else "lm_head"
     head = tensors[f"{name}.weight"].astype(np.float64)
@@ -80,10 +87,10 @@ def logits(
 
 def states(
     config: Config,
-    tensors: dict[str, npt.NDArray[Any]],
+    tensors: Tensors,
     tokens: list[int],
     linear: Linear = exact,
-    kv: Callable[[int, Wide, Wide], tuple[Wide, Wide]] = lambda layer, k, v: (k, v),
+    kv: Kept = as_they_are,
     length: int = 0,
 ) -> Wide:
     """What the last norm says of each token, [tokens, hidden]."""

@@ -83,6 +83,18 @@ class Service:
             await asyncio.sleep(0.1)
         raise RuntimeError(f"the service did not start:\n{(self.folder / 'up.out').read_text()[-2000:]}")
 
+    def beside(self, role: str, url: str, **env: str) -> subprocess.Popen[bytes]:
+        """A process that `up` knows nothing of, with the service's settings and this NATS."""
+        with (self.folder / "log" / f"beside_{role}.log").open("ab") as out:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "millrace.cli", role],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=self.env | {"MILLRACE_NATS": url} | env,
+                cwd=self.folder,
+            )
+
     async def answers(self, limit: float = 20.0) -> None:
         """Wait until a short request is answered."""
         body = {
