@@ -383,7 +383,7 @@ def _parser() -> argparse.ArgumentParser:
     made["healthy"].add_argument("--live", action="store_true", help="whether it runs, ready or not")
     made["doctor"].add_argument("--json", action="store_true", help="print a JSON list")
     _add_flags(made["doctor"], settings.Up, only={"host", "port", "model", "models", "engines", "state_dir"})
-    _add_flags(made["doctor"], settings.Engine, only={"slots", "max_len", "fast", "draft"})
+    _add_flags(made["doctor"], settings.Engine, only={"device", "slots", "max_len", "fast", "draft"})
     made["ps"].add_argument("--json", action="store_true", help="print a JSON list")
     made["scale"].add_argument("size", metavar="role=number", help="like engine=3")
     made["restart"].add_argument("role", nargs="?", help="gateway, tokenizer, engine, detokenizer or nats")

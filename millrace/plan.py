@@ -96,7 +96,7 @@ def fits(
     given: settings.Engine,
     memory: Memory,
     draft: models.Model | None = None,
-    device: Device = "cpu",
+    device: "Device" = "cpu",
 ) -> Fit:
     """What an engine has memory for, as its settings have it; CannotFit if not for all that they ask for."""
     needed = needs(model, device)
