@@ -38,6 +38,8 @@ CLOSE_S = 1.0
 """For a client that never was connected: nats-py may wait for ever to close one."""
 
 PRINTABLE = re.compile(r"[\x21-\x7e]+")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+NO_RESPONDERS = "503"
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -69,6 +71,10 @@ class Inbox(Generic[T]):
 
 Hear = Callable[[str, bytes, str, Mapping[str, str]], None]
 """Takes a message as it is: its subject, payload, reply subject and headers. It must not raise."""
+
+
+Found = tuple[bytes, Mapping[str, str]]
+"""An answer: its payload and its headers."""
 
 
 class _Link(TcpTransport):
@@ -118,6 +124,9 @@ class Bus:
         self._link = client._transport = _Link(self._taps)
         self._role = role
         self._subs: list[Subscription] = []
+        self._answers = ""  # below it, each question of ours has a subject for its answer
+        self._asked: dict[str, asyncio.Future[Found | None]] = {}
+        self._questions = 0
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()  # what went wrong so far; `Here` carries it
@@ -194,6 +203,9 @@ class Bus:
             connecting.cancel()
             raise PermissionError(f"NATS refused the credentials of {role} at {', '.join(servers)}")
         await connecting
+        bus._answers = bus.inbox()
+        await bus._tap(f"{bus._answers}.*", bus._answered)
+        await bus.flush()  # a question that overtakes it is answered to nobody
         return bus
 
     @property
@@ -203,7 +215,8 @@ class Bus:
     async def close(self) -> None:
         """Take nothing more, finish what was taken, send what was said."""
         self._closing = True
-        self._taps.clear()
+        for sub in self._subs:
+            self._taps.pop(sub._id, None)
         for sub in self._subs:
             try:
                 await sub.unsubscribe()
@@ -229,14 +242,21 @@ class Bus:
         """False if NATS is away: the message is not kept."""
         return self.send(subject, encode(message))
 
-    def send(self, subject: str, payload: bytes, reply: str = "") -> bool:
-        if not self._client.is_connected or len(payload) > self._client.max_payload:
+    def send(
+        self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> bool:
+        head = _head(headers) if headers else b""
+        size = len(head) + len(payload)
+        if not self._client.is_connected or size > self._client.max_payload:
             return False
         if not PRINTABLE.fullmatch(subject):  # a lease is what a message said it is
             return False
+        to = (f"{subject} {reply}" if reply else subject).encode()
         try:
-            to = f"{subject} {reply}" if reply else subject
-            self._link.say(b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(payload), payload))
+            if head:
+                self._link.say(b"HPUB %b %d %d\r\n%b%b\r\n" % (to, len(head), size, head, payload))
+            else:
+                self._link.say(b"PUB %b %d\r\n%b\r\n" % (to, size, payload))
         except (RuntimeError, OSError):  # closed, and nats-py does not know it yet
             return False
         return True
@@ -253,21 +273,35 @@ class Bus:
             raise NoAnswer(f"{subject} answered something else: {error}") from None
 
     async def ask(
-        self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None = None
+        self, subject: str, data: bytes, timeout: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        if not self._client.is_connected:
-            raise NoAnswer("NATS is away")
+        self._questions += 1
+        inbox = f"{self._answers}.{self._questions}"
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Found | None] = loop.create_future()
+        self._asked[inbox] = answer
+        late = loop.call_later(timeout, self._settle, inbox, None)
         try:
-            reply = await self._client.request(subject, data, timeout=timeout, headers=headers)
-        except nats.errors.NoRespondersError:
-            raise NoResponder(subject) from None
-        except (nats.errors.Error, OSError, TimeoutError, asyncio.CancelledError) as error:
-            # nats-py cancels what is under way when the connection goes: that is no cancel of ours
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise
-            raise NoAnswer(f"{subject}: {error!r}") from None
-        return reply.data
+            if not self.send(subject, data, inbox, headers):
+                raise NoAnswer(f"{subject}: NATS is away, or does not take it")
+            found = await answer
+        finally:
+            late.cancel()
+            del self._asked[inbox]
+        if found is None:
+            raise NoAnswer(f"{subject}: nothing within {timeout:g} s")
+        reply, about = found
+        if about.get("Status") == NO_RESPONDERS:
+            raise NoResponder(subject)
+        return reply
+
+    def _answered(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str]) -> None:
+        self._settle(subject, (payload, headers))
+
+    def _settle(self, inbox: str, found: Found | None) -> None:
+        answer = self._asked.get(inbox)
+        if answer is not None and not answer.done():
+            answer.set_result(found)
 
     async def listen(self, inbox: Inbox[Any]) -> None:
         decoder = _decoder(inbox.accepts)
@@ -314,12 +348,8 @@ class Bus:
     async def hear(self, subject: str, take: Hear, queue: str = "") -> Callable[[], Awaitable[None]]:
         """Every message there is taken as soon as it is read. What comes back ends that."""
 
-        async def served(msg: Msg) -> None:  # by nats-py, where there are no taps
-            take(msg.subject, msg.data, msg.reply, msg.headers or {})
-
-        sub = await self._client.subscribe(subject, queue=queue, cb=served)
+        sub = await self._tap(subject, take, queue)
         self._subs.append(sub)
-        self._taps[sub._id] = take
 
         async def end() -> None:
             self._taps.pop(sub._id, None)
@@ -328,6 +358,14 @@ class Bus:
                 await sub.unsubscribe()
 
         return end
+
+    async def _tap(self, subject: str, take: Hear, queue: str = "") -> Subscription:
+        async def served(msg: Msg) -> None:  # by nats-py, where there are no taps
+            take(msg.subject, msg.data, msg.reply, msg.headers or {})
+
+        sub = await self._client.subscribe(subject, queue=queue, cb=served)
+        self._taps[sub._id] = take
+        return sub
 
     def inbox(self) -> str:
         """A subject of its own, for answers."""
@@ -344,6 +382,11 @@ class Bus:
         self.counts["failed"] += 1
         log.error("a message on %s could not be handled", subject, exc_info=error)
         return messages.Refused("", Code.INTERNAL, "the request could not be handled")
+
+
+def _head(headers: Mapping[str, str]) -> bytes:
+    lines = [f"{name}: {CONTROL.sub(' ', value)}\r\n" for name, value in headers.items()]
+    return b"NATS/1.0\r\n%b\r\n" % "".join(lines).encode()
 
 
 _decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}

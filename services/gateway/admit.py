@@ -81,11 +81,13 @@ def choices(asks: list[Ask], each: int) -> list[Ask]:
             "n" if each > 1 else "prompt",
             f"{len(asks)} prompts with {each} answers each are more than {MAX_CHOICES} answers.",
         )
-    return [
-        replace(ask, sampling=structs.replace(ask.sampling, seed=sibling_seed(ask.sampling.seed, index)))
-        for ask in asks
-        for index in range(each)
-    ]
+    return [_sibling(ask, index) for ask in asks for index in range(each)]
+
+
+def _sibling(ask: Ask, index: int) -> Ask:
+    if not index:
+        return ask
+    return replace(ask, sampling=structs.replace(ask.sampling, seed=sibling_seed(ask.sampling.seed, index)))
 
 
 def sibling_seed(seed: int, index: int) -> int:

@@ -49,18 +49,28 @@ def _too_large(limit: int) -> Failure:
 
 async def attended(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Does the work, unless its client leaves first: then it is cancelled at once."""
-    job = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None
+    over = left = False
+
+    def leave(_: object) -> None:
+        nonlocal left
+        if not over and not task.cancelling():
+            left = True
+            task.cancel()
+
     gone = asyncio.ensure_future(_gone(receive))
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
-        if job.done():
-            job.result()
+        await work
+    except BaseException:
+        if not left:
+            raise
     finally:
-        job.cancel()
+        over = True
         gone.cancel()
-        await asyncio.wait((job, gone))
-        if not job.cancelled():
-            job.exception()  # seen: it was raised above, or nobody is left to be told
+    if left and task.uncancel():
+        raise asyncio.CancelledError  # not by its client alone
 
 
 async def _gone(receive: Receive) -> None:

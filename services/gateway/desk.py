@@ -79,6 +79,9 @@ class Answer(Protocol):
     eager: Callable[[list[Piece]], bool] | None
     """Offered new pieces the moment they are there. Those it takes (True) do not come from `pieces`."""
 
+    patient: bool
+    """Set by a reader that tells all at once: it is woken at the end, and when many pieces are there."""
+
     @property
     def ended(self) -> bool:
         """Whether the last piece was given out."""

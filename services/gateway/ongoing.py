@@ -8,6 +8,9 @@ import msgspec
 from services.gateway.desk import Piece
 from services.gateway.entry import Entry
 
+MANY = 64
+"""Pieces that a patient reader leaves where they are: all of a long answer in one go would hold up others."""
+
 
 class Ongoing:
     """An `Answer`."""
@@ -24,6 +27,7 @@ class Ongoing:
         self._cancel = cancel
         self._silent = silent
         self.eager: Callable[[list[Piece]], bool] | None = None
+        self.patient = False
         entry.on_news = self._tell
 
     @property
@@ -52,6 +56,8 @@ class Ongoing:
     def _tell(self) -> None:
         """There are pieces, or there will be none any more."""
         pieces = self._entry.pieces
+        if self.patient and not self._entry.ended and len(pieces) < MANY:
+            return
         if pieces and self.eager is not None and self.eager(pieces):
             self._entry.pieces = []
         else:

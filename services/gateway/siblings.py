@@ -63,6 +63,15 @@ class Siblings:
         for choice, answer in enumerate(self._answers):
             answer.eager = eager and partial(self._offer, eager, choice)
 
+    @property
+    def patient(self) -> bool:
+        return self._answers[0].patient
+
+    @patient.setter
+    def patient(self, patient: bool) -> None:
+        for answer in self._answers:
+            answer.patient = patient
+
     @staticmethod
     def _offer(eager: Callable[[list[Piece]], bool], choice: int, pieces: list[Piece]) -> bool:
         return eager(_of(choice, pieces))

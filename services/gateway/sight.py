@@ -177,16 +177,18 @@ def _say(stay: Stay) -> None:
     if visit is None:
         return
     journeys = stay.journeys
+    level = logging.DEBUG if visit.method in ("GET", "HEAD") and not journeys else logging.INFO
+    if not log.isEnabledFor(level):
+        return
     entries = [journey.entry for journey in journeys]
     firsts = [entry.first_at for entry in entries if entry.first_at]
     failures = [entry.failure.code for entry in entries if entry.failure]
     if visit.failure:
         failures.insert(0, visit.failure.code)
     ends = [journey.finish for journey in journeys] or failures
-    quiet = visit.method in ("GET", "HEAD") and not journeys
     ended = max([visit.left_at, *(journey.ended_at for journey in journeys)])
     log.log(
-        logging.DEBUG if quiet else logging.INFO,
+        level,
         "request ended",
         extra=fields(
             request=visit.request_id.decode(),

@@ -22,19 +22,6 @@ SECONDS = 120
 
 
 @dataclass(slots=True)
-class Passed:
-    """A hop that is over."""
-
-    name: str
-    role: str
-    process: str
-    began: float  # unix seconds
-    ms: float
-    epoch: int
-    notes: dict[str, Any]
-
-
-@dataclass(slots=True)
 class Ride:
     """One request. `request` is the internal name, whose last 32 digits are in the answer's id."""
 
@@ -45,7 +32,7 @@ class Ride:
     engine: str = ""  # who has it now
     attempts: int = 0
     lost: list[dict[str, Any]] = field(default_factory=list)  # engines it was taken from, and why
-    hops: list[Passed] = field(default_factory=list)
+    hops: list[dict[str, Any]] = field(default_factory=list)  # that are over
     ended: float = 0.0  # 0: it goes on
     finish: str = ""
     prompt_tokens: int = 0
@@ -81,11 +68,18 @@ class View:
 
     def hops(self, process: str, role: str, request: str, hops: Iterable[m.Hop]) -> None:
         for hop in hops:
-            took = (hop.ended - hop.began) * 1e3
-            passed = Passed(hop.name, role, process, hop.began, round(took, 3), hop.epoch, dict(hop.notes))
+            passed = {
+                "name": hop.name,
+                "role": role,
+                "process": process,
+                "began": hop.began,
+                "ms": round((hop.ended - hop.began) * 1e3, 3),
+                "epoch": hop.epoch,
+                "notes": hop.notes,
+            }
             if ride := self.rides.get(request):
                 ride.hops.append(passed)
-            self._write("hop", request, hop.ended, **asdict(passed))
+            self._write("hop", request, hop.ended, **passed)
 
     def granted(self, request: str, engine: str, epoch: int, resumed: int, at: float) -> None:
         if ride := self.rides.get(request):

@@ -53,12 +53,11 @@ class Visit:
     @classmethod
     def begin(cls, scope: Scope, *, sampled: bool) -> "Visit":
         headers = dict(reversed(list(scope["headers"])))  # of several with one name, the first
-        visit = cls()
+        parent = valid_traceparent(headers.get(b"traceparent", b"").decode("latin-1"))
+        visit = cls(traceparent=child_of(parent, sampled=sampled))
         given = headers.get(b"x-request-id", b"")
         if SANE_ID.fullmatch(given):
             visit.request_id = given
-        parent = valid_traceparent(headers.get(b"traceparent", b"").decode("latin-1"))
-        visit.traceparent = child_of(parent, sampled=sampled)
         if parent:
             visit.parent = span_of(parent)
             visit.tracestate = valid_tracestate(headers.get(b"tracestate", b"").decode("latin-1"))

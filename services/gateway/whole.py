@@ -1,11 +1,14 @@
 """An answer in one piece."""
 
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
-from services.gateway.desk import Answer
+from services.gateway.desk import Answer, Piece
 from services.gateway.odds import Logprobs, joined, logprobs
 from services.gateway.speech import Speech, Spoken
 from services.gateway.stream import Head, usage
@@ -20,6 +23,22 @@ class _Choice:
     tokens: list[int] = field(default_factory=list)
     odds: list[dict[str, Any]] = field(default_factory=list)
     logprob: float = 0.0  # of all of it
+
+    def hear(self, pieces: list[Piece], *, with_logprobs: bool) -> None:
+        for piece in pieces:
+            if with_logprobs and piece.read:
+                self.odds.append(self.logprobs.read(piece.read))
+            if not piece.silent:
+                self.tokens.append(piece.token)
+                if with_logprobs:
+                    self.odds.append(self.logprobs.of(piece))
+            if piece.odds is not None:
+                self.logprob += piece.odds.token.logprob
+        if self.speech.plain:
+            pieces = [replace(pieces[-1], text="".join(piece.text for piece in pieces))]
+        for piece in pieces:
+            for part in self.speech.hear(piece):
+                self.spoken.add(part)
 
 
 async def whole(
@@ -37,19 +56,10 @@ async def whole(
         _Choice(speech, logprobs(shape, echo), echo)
         for speech, echo in zip(speeches, answer.echoes, strict=True)
     ]
+    answer.patient = True
     while not answer.ended:
-        for piece in await answer.pieces():
-            choice = choices[piece.choice]
-            if with_logprobs and piece.read:
-                choice.odds.append(choice.logprobs.read(piece.read))
-            if not piece.silent:
-                choice.tokens.append(piece.token)
-                if with_logprobs:
-                    choice.odds.append(choice.logprobs.of(piece))
-            if piece.odds is not None:
-                choice.logprob += piece.odds.token.logprob
-            for part in choice.speech.hear(piece):
-                choice.spoken.add(part)
+        for number, pieces in groupby(await answer.pieces(), attrgetter("choice")):
+            choices[number].hear(list(pieces), with_logprobs=with_logprobs)
     told = []
     for index, choice in enumerate(_best(choices, *best)):
         one: dict[str, Any] = {"index": index}

@@ -13,7 +13,7 @@ from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
 from millrace.errors import Code, Failure
 from millrace.jetstream import JetStream
 from millrace.pull import Delivery, Pull
-from millrace.subjects import ENGINE, JOBS, TOKENIZER, Lane, Role, consumer
+from millrace.subjects import ENGINE, GATEWAY, JOBS, TOKENIZER, Lane, Role, consumer
 from millrace.telemetry import Context
 from tests.kit.nats import Server
 
@@ -256,6 +256,69 @@ async def test_what_is_said_together_comes_in_order(join: Join) -> None:
     await until(lambda: len(heard) == 4)
 
     assert ([], list("abcd")) == (before, heard)
+
+
+async def test_answers_find_back_after_the_server_was_away(server: Server, join: Join) -> None:
+    """Where they are to go is known to the next server too, and an answer that comes too late is nobody's."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+
+    async def handle(message: m.Ping, context: Context) -> m.Pong:
+        await asyncio.sleep(0.2 if message.refs else 0)
+        return m.Pong(f"{len(message.refs)}", 1, [])
+
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
+    await engine.flush()
+    server.kill()
+    await until(lambda: not gateway.up and not engine.up)
+    await server.start()
+    await until(lambda: gateway.up and engine.up)
+    await engine.flush()
+    with pytest.raises(NoAnswer):
+        await gateway.request(ENGINE.to("e"), m.Ping([m.Ref("r", 1)]), m.Pong, 0.05)
+    pong = await gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 5.0)
+
+    assert "0" == pong.id
+
+
+async def test_a_question_on_its_way_is_answered_while_its_asker_closes(join: Join) -> None:
+    """What was taken is finished, and that may need an answer."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+
+    async def handle(message: m.Ping, context: Context) -> m.Pong:
+        await asyncio.sleep(0.1)
+        return m.Pong("e", 1, [])
+
+    async def work(message: m.Release, context: Context) -> None:
+        told.set_result(await gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 5.0))
+
+    told: asyncio.Future[m.Pong] = asyncio.get_running_loop().create_future()
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
+    await gateway.listen(Inbox(GATEWAY.to("g"), m.Release, work, credit=2))
+    await engine.flush()
+    await gateway.flush()
+    engine.publish(GATEWAY.to("g"), m.Release([]))
+    await until(lambda: bool(gateway._tasks))
+    await gateway.close()
+
+    assert "e" == told.result().id
+
+
+async def test_a_header_cannot_smuggle_a_line(join: Join) -> None:
+    """Whatever its value holds, it is one value."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+    heard: list[Context] = []
+
+    async def handle(message: m.Ping, context: Context) -> m.Pong:
+        heard.append(context)
+        return m.Pong("e", 1, [])
+
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
+    await engine.flush()
+    context = Context("gw-1\r\nMr-Left-Ms: 5\r\n\r\n", "", 7)
+    await gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 5.0, context)
+
+    assert [7] == [context.left_ms for context in heard]
+    assert heard[0].request.startswith("gw-1 ")
 
 
 async def test_wrong_credentials_are_told_at_once(server: Server) -> None:

@@ -38,6 +38,7 @@ class ScriptedAnswer:
         self.ended = False
         self.news = asyncio.Event()
         self.eager: Callable[[list[Piece]], bool] | None = None
+        self.patient = False
         self.cancelled = asyncio.Event()
         self.taken = 0  # steps
         self._script = script

@@ -87,6 +87,15 @@ async def test_all_are_let_go_of_together() -> None:
     assert all(answer.cancelled.is_set() for answer in answers)
 
 
+async def test_patience_is_had_with_all() -> None:
+    """A reader that tells them together is not woken for any one's tokens."""
+    answers = [ScriptedAnswer([said("a")]) for _ in range(3)]
+    made = siblings(*answers)
+    made.patient = True
+
+    assert [True] * 4 == [made.patient, *(answer.patient for answer in answers)]
+
+
 async def test_news_of_any_wake_the_reader() -> None:
     """The first to have something to say is heard."""
     quiet, loud = ScriptedAnswer([1e9]), ScriptedAnswer([])

@@ -346,6 +346,7 @@ async def told(job: Answer, head: Head, speech: Speech) -> bytes:
     blocks: list[dict[str, Any]] = []
     arguments = ""
     tokens = 0
+    job.patient = True
     while True:
         for piece in await job.pieces():
             tokens += 1
