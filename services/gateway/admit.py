@@ -16,6 +16,7 @@ from services.gateway.visit import Visit
 from services.gateway.wire import (
     MAX_CHOICES,
     MAX_DEPTH,
+    MAX_SEED,
     MAX_TOOL_DEPTH,
     Body,
     ChatBody,
@@ -187,7 +188,7 @@ def _spec(tool: Tool) -> dict[str, Any]:
 
 def _sampling(body: Body) -> Sampling:
     # Without a seed of the client's the choice is still a function of one: a resumed answer repeats it.
-    seed = secrets.randbits(63) if body.seed is None else body.seed
+    seed = secrets.randbits(63) if body.seed is None else body.seed & MAX_SEED
     top_p = 1.0 if body.top_p is None else body.top_p
     # No mass at all means the likeliest token alone, as OpenAI has it.
     top_k = max(body.top_k or 0, 0) if top_p else 1

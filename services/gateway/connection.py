@@ -7,10 +7,12 @@ tells only the last one that the client has gone.
 
 import asyncio
 import socket
+import sys
 import time
 from typing import Any
 
 import uvicorn
+from litestar.types import Message, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -161,6 +163,23 @@ class Connection(HttpToolsProtocol):
         """Send a part of the answer that is under way, as the application's `send` would."""
         self.pushed += len(part)
         self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+
+    def lasting(self, send: Send) -> Send:
+        """For a client of HTTP/1.0, which knows no chunks: an answer without a length ends with its
+        connection."""
+        cycle, last = self.cycle, False
+
+        async def sending(message: Message) -> None:
+            nonlocal last
+            if message["type"] == "http.response.start":
+                last = not any(name.lower() == b"content-length" for name, _ in message["headers"])
+                if last:  # uvicorn counts down from the length, and leaves an answer that has one as it is
+                    cycle.chunked_encoding, cycle.expected_content_length = False, sys.maxsize
+            elif message["type"] == "http.response.body" and last and not message["more_body"]:
+                cycle.expected_content_length = len(message["body"])
+            await send(message)
+
+        return sending
 
     def hang_up(self) -> None:
         """Close once the answer being sent is complete."""

@@ -14,6 +14,8 @@ def watched(app: ASGIApp, watch: Watch) -> ASGIApp:
         visit = Visit.begin(scope, sampled=watch.sampled())
         connection = connection_of(scope)
         pushed = connection.pushed if connection else 0
+        if connection and scope["http_version"] == "1.0":
+            send = connection.lasting(send)
 
         async def sending(message: Message) -> None:
             began = time.monotonic()

@@ -30,6 +30,9 @@ MAX_TOOL_DEPTH = 32
 MAX_DEPTH = 16
 """Of `chat_template_kwargs`, which travels on to be decoded again, further down a stack."""
 
+MAX_SEED = 2**63 - 1
+"""OpenAI's, whose least is as far below zero."""
+
 Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -152,7 +155,7 @@ class Body(Struct, kw_only=True, forbid_unknown_fields=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Share | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # -1 and 0: no limit, as vLLM has it
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=MAX_SEED)] | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None

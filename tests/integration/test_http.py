@@ -101,6 +101,20 @@ async def test_sse_bytes(start: Start) -> None:
     assert body.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
+async def test_a_client_of_http_1_0(start: Start) -> None:
+    """It knows no chunks: a stream comes as it is and ends with the connection, and so does a failure."""
+    site = await start(said("a", "b"))
+    broken = await start([Piece(1, "a", "")], 0.01, Failure(Code.JOB_CRASHED, "it crashed"))
+    old = request(STREAMED, headers="X-Kept: alive").replace(b"HTTP/1.1", b"HTTP/1.0")
+    told, failed = [(await face.raw(old)).partition(b"\r\n\r\n") for face in (site, broken)]
+    whole = await site.raw(old.replace(b"true", b"null"))
+
+    assert not any(b"transfer-encoding" in head for head, _, _ in (told, failed))
+    assert [b"data"] * 5 == [line.partition(b":")[0] for line in told[2].split(b"\n\n") if line]
+    assert told[2].endswith(b"data: [DONE]\n\n") and failed[2].endswith(b'"code":"job_crashed"}}\n\n')
+    assert b"content-length: " in whole
+
+
 # Failures
 
 

@@ -53,7 +53,7 @@ NOT_NUMBERS = [
     "[1]",
     "{}",
     "1" * 5000,
-    "-3",
+    "-1e30",
 ]
 
 
@@ -72,7 +72,7 @@ def test_bad_numbers_are_named(name: str, literal: str) -> None:
         ("temperature", 0, 2),
         ("top_p", 0, 1),
         ("top_k", -1, 2**31 - 1),
-        ("seed", 0, 2**63 - 1),
+        ("seed", -(2**63), 2**63 - 1),
         ("max_tokens", 1, 2**31 - 1),
         ("max_completion_tokens", 1, 2**31 - 1),
         ("min_tokens", 0, 2**31 - 1),
