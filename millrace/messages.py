@@ -344,7 +344,8 @@ class Resend(Message, frozen=True):
 
 
 class Release(Message, frozen=True):
-    """Forget these requests up to these epochs: finished, cancelled or granted elsewhere."""
+    """Forget these requests up to these epochs: finished, cancelled or granted elsewhere. Also the answer to
+    Holding."""
 
     refs: list[Ref]
 
@@ -361,7 +362,7 @@ class Yielded(Message, frozen=True):
 
 
 class Holding(Message, frozen=True):
-    """All that it has of this owner's, once a second: a Release may have been lost."""
+    """All that it has of this owner's, once a second: a Release may have been lost. Which of it is over?"""
 
     engine: str
     refs: list[Ref]

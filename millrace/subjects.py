@@ -74,7 +74,7 @@ BELL = Subject("mr.bell.{}", (m.Bell,), (), (G,), (E,), "to a model's engines: w
 GATEWAY = Subject(
     "mr.gw.{}",
     (m.Claim, m.Recall, m.Delta, m.Yielded, m.Holding, m.Hops),
-    (m.Granted, m.Wait, m.Gone, m.Opened),
+    (m.Granted, m.Wait, m.Gone, m.Opened, m.Release),
     (E, D),
     (G,),
     "one boot of one gateway: it owns its requests",

@@ -26,7 +26,7 @@ from services.engine.lookup import Lookup
 from services.engine.loop import Model, Noted, StepLoop
 from services.engine.prefix import Prefixes
 from services.engine.pressure import Level, Pressure, Sample
-from services.engine.roster import Ask, Effect, Roster
+from services.engine.roster import Ask, Effect, Roster, Tell
 from services.engine.scheduler import Chunk, Drafter, Output, Scheduler, Step
 from services.engine.sequence import Sequence
 from services.engine.shelf import FileShelf
@@ -299,6 +299,15 @@ class EngineActor(Actor):
         else:
             self._do(self._roster.replied(ask.claim, reply, time.monotonic()))
 
+    async def _tell(self, tell: Tell) -> None:
+        try:
+            over = await self.bus.request(GATEWAY.to(tell.owner), tell.holding, m.Release, CLAIM_S)
+        except (NoResponder, NoAnswer) as error:
+            self._roster.untold(tell.owner, gone=isinstance(error, NoResponder))
+        else:
+            self._do(self._roster.told(tell.owner, over, time.monotonic()))
+        self._pull.wake()
+
     # -- what goes out
 
     def _stepped(self, outputs: list[Output]) -> None:
@@ -345,6 +354,8 @@ class EngineActor(Actor):
             for effect in effects:
                 if isinstance(effect, Ask):
                     self.spawn(self._claim(effect))
+                elif isinstance(effect, Tell):
+                    self.spawn(self._tell(effect))
                 else:
                     # A frame that cannot be sent is not kept: the owner asks for it when NATS is back.
                     self.bus.publish(effect.subject.to(effect.to), effect.message)

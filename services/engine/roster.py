@@ -25,6 +25,9 @@ RECLAIM_S = 0.2
 HOLDING_S = 1.0
 """How often each owner is told what is held for it: one that did not hear a Release computes for nobody."""
 
+ABSENT = 5
+"""So many times in a row nobody listened: the owner is gone. One that lost its connection is back before."""
+
 FORGET_S = 60.0
 """A finished request whose Release never came; its owner has long settled it, or is gone."""
 
@@ -47,7 +50,15 @@ class Ask:
     claim: m.Claim
 
 
-Effect = Send | Ask
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the owner; feed its answer to `told`, its absence to `untold`."""
+
+    owner: str
+    holding: m.Holding
+
+
+Effect = Send | Ask | Tell
 
 
 class Phase(Enum):
@@ -102,6 +113,7 @@ class Roster:
         self.leaving = False
         self._slots = slots
         self._board = board
+        self._absent: Counter[str] = Counter()  # how often nobody listened, by owner
         self._ticked = self._told_at = now
 
     # -- how much
@@ -388,8 +400,22 @@ class Roster:
             self._told_at = now
             for owner, refs in self._by_owner().items():
                 if granted := [ref for ref in refs if ref.epoch]:
-                    effects.append(Send(GATEWAY, owner, m.Holding(self.id, granted)))
+                    effects.append(Tell(owner, m.Holding(self.id, granted)))
         return effects
+
+    def told(self, owner: str, over: m.Release, now: float) -> list[Effect]:
+        self._absent.pop(owner, None)
+        return self.release(over, now)
+
+    def untold(self, owner: str, *, gone: bool) -> None:
+        """The owner did not answer; `gone`: nobody listens there."""
+        self._absent[owner] = self._absent[owner] + 1 if gone else 0
+        if self._absent[owner] < ABSENT:
+            return
+        del self._absent[owner]
+        for request in [request for request in self.holds if m.owner_of(request) == owner]:
+            self.counts["abandoned"] += 1
+            self._drop(request)
 
     def _by_owner(self) -> dict[str, list[m.Ref]]:
         owners: dict[str, list[m.Ref]] = {}

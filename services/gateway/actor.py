@@ -474,7 +474,7 @@ class GatewayActor(Actor):
             case m.Yielded():
                 self._do(self._ledger.yielded(message, now))
             case m.Holding():
-                self._do(self._ledger.holding(message))
+                return self._ledger.holding(message)
             case m.Hops():
                 self._ledger.hops(message)
                 self._sight.told(message)

@@ -246,14 +246,12 @@ class Ledger:
                 effects += self._revoke(entry, "yielded", now)
         return effects
 
-    def holding(self, holding: m.Holding) -> list[Effect]:
-        """What an engine has, and need not have any more, it may let go."""
-        over = [
-            ref
-            for ref in holding.refs
-            if (entry := self.entries.get(ref.request)) is None or ref.epoch < entry.epoch
-        ]
-        return [Send(ENGINE, holding.engine, m.Release(over))] if over else []
+    def holding(self, holding: m.Holding) -> m.Release:
+        """What an engine has, and need not have any more."""
+        entries = self.entries
+        return m.Release(
+            [r for r in holding.refs if r.request not in entries or r.epoch < entries[r.request].epoch]
+        )
 
     def orphan(self, lease: str) -> list[Effect]:
         """A job of a gateway that is gone (the actor has made sure): nobody waits for it."""

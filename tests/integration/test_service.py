@@ -200,49 +200,45 @@ async def test_a_process_joins_with_the_address_alone(service: Service, aclient:
 
 
 async def test_what_nobody_waits_for_is_not_computed(service: Service) -> None:
-    """An engine tells an owner what it holds, and lets go of it; a gateway answers what of that is over."""
+    """An engine asks the owner which of what it holds is over; an owner that is gone waits for nothing."""
 
     async def joined(role: Role) -> Bus:
         return await Bus.connect((service.folder / "nats" / f"{role}.url").read_text().strip(), role, "t")
 
+    async def busy(wanted: int) -> None:
+        async with asyncio.timeout(20):
+            while sum(row.load for row in await service.rows("engine")) != wanted:
+                await asyncio.sleep(0.05)
+
     owner, tokenizer, engine = [await joined(role) for role in (Role.GATEWAY, Role.TOKENIZER, Role.ENGINE)]
-    told: asyncio.Queue[Any] = asyncio.Queue()
+    over: list[m.Ref] = []
 
-    def heard_of(message: Any, context: Context) -> m.Message | None:
-        told.put_nowait(message)
-        if not isinstance(message, m.Claim):
-            return None
-        JetStream(owner).settle(message.lease, "+TERM")
-        return m.Granted(message.request, 3, [], "", 60_000)
-
-    async def heard(kind: type[m.Message]) -> Any:
-        async with asyncio.timeout(10):
-            while not isinstance(message := await told.get(), kind):
-                pass
-            return message
+    def heard(message: Any, context: Context) -> m.Message | None:
+        if isinstance(message, m.Claim):
+            JetStream(owner).settle(message.lease, "+TERM")
+            return m.Granted(message.request, 3, [], "", 600_000)
+        return m.Release(over) if isinstance(message, m.Holding) else None
 
     try:
-        await owner.listen(Inbox(GATEWAY.to("gone"), m.ToGateway, heard_of))
+        await owner.listen(Inbox(GATEWAY.to("lone"), m.ToGateway, heard))
         await owner.flush()
-        job = m.Job("gone-1", 1, b"\1\0\0\0" * 4, m.Sampling(1), 4000)
-        await JetStream(tokenizer).store(Lane("sim").subject, job, "gone-1:1", 5.0, Context("", "", 0))
-        holding = await heard(m.Holding)
-        owner.publish(ENGINE.to(holding.engine), m.Release(holding.refs))
+        for name in ("lone-1", "lone-2"):
+            job = m.Job(name, 1, b"\1\0\0\0" * 4, m.Sampling(1), 100_000)
+            await JetStream(tokenizer).store(Lane("sim").subject, job, name, 5.0, Context("", "", 0))
+        await busy(2)
+        over.append(m.Ref("lone-1", 3))
+        await busy(1)
+        await owner.close()
+        await busy(0)
 
-        await engine.listen(Inbox(ENGINE.to("held"), m.ToEngine, heard_of))
-        await engine.flush()
         (gateway,) = await service.rows("gateway")
-        engine.publish(GATEWAY.to(gateway.id), m.Holding("held", [m.Ref(f"{gateway.id}-1", 7)]))
-        release = await heard(m.Release)
+        holding = m.Holding("e", [m.Ref(f"{gateway.id}-1", 7)])
+        release = await engine.request(GATEWAY.to(gateway.id), holding, m.Release, 5.0)
     finally:
         for bus in (owner, tokenizer, engine):
             await bus.close()
 
-    assert [m.Ref("gone-1", 3)] == holding.refs
-    assert [m.Ref(f"{gateway.id}-1", 7)] == release.refs
-    async with asyncio.timeout(10):
-        while any(row.load for row in await service.rows("engine")):
-            await asyncio.sleep(0.1)
+    assert holding.refs == release.refs
 
 
 async def test_a_cancelled_request_frees_its_slot() -> None:

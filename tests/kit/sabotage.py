@@ -99,8 +99,8 @@ class ContentLedger(Ledger):
 class IndifferentLedger(Ledger):
     """What engines hold for nobody they may hold."""
 
-    def holding(self, holding: m.Holding) -> list[Effect]:
-        return []
+    def holding(self, holding: m.Holding) -> m.Release:
+        return m.Release([])
 
 
 class CarelessLedger(Ledger):

@@ -305,8 +305,6 @@ class World:
                 ref.epoch < live[ref.request].epoch for ref in message.refs if ref.request in live
             )
             self._gateway_does(self.ledger.yielded(message, self.net.now))
-        elif isinstance(message, m.Holding):
-            self._gateway_does(self.ledger.holding(message))
         elif isinstance(message, m.Hops):
             self.ledger.hops(message)
 
@@ -388,6 +386,8 @@ class World:
                     ),
                     0.4,
                 )
+            elif isinstance(effect, roster.Tell):
+                self._tell(node, effect)
             elif effect.subject is ORPHANS:
                 pass
             else:
@@ -399,6 +399,18 @@ class World:
                     repr(message),
                     lambda act=act, to=to, message=message: act(message) if act else self._told(to, message),
                 )
+
+    def _tell(self, node: Node, tell: roster.Tell) -> None:
+        engine = self.engines[node.id]
+        self.net.request(
+            node,
+            tell.owner,
+            repr(tell.holding),
+            lambda: self.ledger.holding(tell.holding),
+            lambda over: self._engine_does(node, engine.told(tell.owner, over, self.net.now)),
+            lambda gone: engine.untold(tell.owner, gone=gone),
+            0.4,
+        )
 
     def _told(self, to: str, message: Any) -> None:
         """What an engine or detokenizer hears."""

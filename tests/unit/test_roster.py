@@ -2,7 +2,7 @@
 
 from millrace import messages as m
 from millrace.subjects import DETOKENIZER, GATEWAY, ORPHANS, Send
-from services.engine.roster import Ask, Effect, Roster
+from services.engine.roster import Ask, Effect, Roster, Tell
 from services.engine.scheduler import Output
 from services.engine.sequence import Sequence
 
@@ -113,12 +113,33 @@ def test_each_owner_is_told_what_is_held_for_it() -> None:
         owner: [m.Ref(r, 4) for r in of] for owner, of in (("gw", ["gw-1", "gw-2"]), ("other", ["other-1"]))
     }
 
-    told = [Send(GATEWAY, owner, m.Holding("e1", of)) for owner, of in refs.items()]
-    assert [[], told, [], told] == [engine.tick(now) for now in (0.9, 1.0, 1.5, 2.0)]
-    engine.release(m.Release(refs["gw"]), 2.5)
-    assert told[1:] == engine.tick(3.0)
-    engine.release(m.Release(refs["other"]), 3.5)
+    tells = [Tell(owner, m.Holding("e1", of)) for owner, of in refs.items()]
+    assert [[], tells, [], tells] == [engine.tick(now) for now in (0.9, 1.0, 1.5, 2.0)]
+    engine.told("gw", m.Release(refs["gw"]), 2.1)
+    assert tells[1:] == engine.tick(3.0)
+    engine.told("other", m.Release(refs["other"]), 3.1)
     assert [] == engine.tick(4.0)
+
+
+def test_what_an_owner_held_that_is_gone_is_let_go() -> None:
+    """Nobody listened for some time: what was granted, and what waits for a grant. An answer begins anew."""
+    engine, board = roster()
+    for i, request in enumerate(("gw-1", "gw-2", "other-1")):
+        engine.job(job(request), f"L{i}", 1, 0.0)
+    engine.replied(m.Claim("gw-1", "e1", "L0", 0), granted("gw-1"), 0.0)
+    for _ in range(2):
+        for _ in range(4):
+            engine.untold("gw", gone=True)
+        engine.untold("gw", gone=False)
+    for _ in range(4):
+        engine.untold("gw", gone=True)
+    engine.told("gw", m.Release([]), 1.0)
+    assert 3 == len(engine.holds)
+
+    for _ in range(5):
+        engine.untold("gw", gone=True)
+    assert ["other-1"] == list(engine.holds)
+    assert [("drop", "gw-1"), ("drop", "gw-2")] == [call for call in board.calls if call[0] == "drop"]
 
 
 def test_a_suspect_waits_until_nothing_runs_beside_it() -> None:
