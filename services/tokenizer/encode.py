@@ -375,7 +375,7 @@ def _agree(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
 
 
 def _end(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    """The reference's class for Llama lets the configuration say what stands around a text, whatever
+    """Transformers 4's class for Llama lets the configuration say what stands around a text, whatever
     tokenizer.json says: the vector of some models is the state of the token that ends it."""
     if not (config.get("add_eos_token") and str(config.get("tokenizer_class")).startswith("LlamaTokenizer")):
         return
