@@ -15,11 +15,16 @@ BUCKETS, REACH = 4096, 40.0
 
 class Order:
     def __init__(self, logits: Doubles, temperature: float, min_p: float):
-        below = (logits.max() - logits) / temperature
+        # In place, as far as it goes: new memory for a whole row takes longer than what is done with it.
+        below = logits.max() - logits
+        below /= temperature
         self._logits = logits
-        self._weights = np.exp(-below)
-        self._weights[self._weights < min_p] = 0.0
-        self._bucket = np.minimum(below * (BUCKETS / REACH), BUCKETS - 1).astype(np.int64)
+        self._weights = np.negative(below)
+        np.exp(self._weights, out=self._weights)
+        if min_p:
+            self._weights[self._weights < min_p] = 0.0
+        below *= BUCKETS / REACH
+        self._bucket = np.minimum(below, BUCKETS - 1, out=below).astype(np.int64)
         self._mass = np.cumsum(np.bincount(self._bucket, self._weights, BUCKETS))
 
     @property

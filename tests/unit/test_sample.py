@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.messages import Sampling
+from services.engine import lone
 from services.engine.order import Order
-from services.engine.sample import Candidates, choose, uniform
+from services.engine.sample import FEW, Candidates, choose, uniform
 from services.engine.sequence import Sequence
 from tests.kit import slow_sampler
 
@@ -161,7 +162,8 @@ def rows(draw: st.DrawFn) -> tuple[list[list[float]], list[Sequence], int]:
             known = max(2, vocab + random.choice([0, 0, 70, -35]))  # to the grammar
             sequence.allowed = mask({1, *random.sample(range(known), random.randint(1, known - 1))}, known)
         sequences.append(sequence)
-    return logits, sequences, draw(st.sampled_from([1, 2, 8, 64]))
+    times = draw(st.sampled_from([1, FEW + 1]))  # few rows are chosen one by one, more all at once
+    return logits * times, sequences * times, draw(st.sampled_from([1, 2, 8, 64]))
 
 
 def mask(allowed: set[int], vocab: int) -> npt.NDArray[np.int32]:
@@ -194,6 +196,24 @@ def test_neighbours_change_nothing(made: tuple[list[list[float]], list[Sequence]
     assert alone == backwards[::-1]
 
 
+@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0, 0.7, 0.9, 20), Sampling(0, 2.0, 0.5)])
+@pytest.mark.parametrize("k", [64, 300])
+def test_a_lone_row_is_mostly_told_and_never_otherwise(sampling: Sampling, k: int) -> None:
+    """From its candidates alone, the token is what looking at all rows at once makes it."""
+    random, told = Random(k), 0
+    for position in range(200):
+        row = [random.gauss(0, 8) for _ in range(300)]
+        one, given = at(position, sampling), candidates(row, k=k)
+        best = given.logits[0].tolist()
+        place = lone.place(best, len(row) - len(best), sampling, one.answered)
+        if place >= 0:
+            told += 1
+            many = candidates(*[row] * (FEW + 1), k=k)
+            assert [given.ids[0, place]] * (FEW + 1) == choose(many, [one] * (FEW + 1))
+
+    assert told > 100
+
+
 @given(
     st.lists(st.sampled_from([0.0, 0.1, 1.0, 5.0, 80.0, -1000.0, -math.inf]), min_size=1, max_size=50),
     st.sampled_from([0.2, 1.0, 2.0]),
@@ -218,6 +238,7 @@ def test_random_numbers_are_fixed_for_ever() -> None:
     seeds, positions = np.array([0, 1, 2**63 - 1], dtype=np.uint64), np.array([0, 1, 77], dtype=np.uint64)
 
     assert GOLDEN == uniform(seeds, positions).tolist()
+    assert GOLDEN == [lone.random(*each) for each in zip(seeds.tolist(), positions.tolist(), strict=True)]
 
 
 GOLDEN = [0.6524484863740322, 0.9435642308648544, 0.5547341087718884]
