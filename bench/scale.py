@@ -16,6 +16,7 @@ from millrace import messages as m
 from millrace.metrics import SECONDS, TOKENS
 from millrace.run import HERE_S
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, JOB, JOBS, PRESENCE, TOKENIZER, Role
+from services.engine.roster import HOLDING_S
 from services.gateway.ledger import RENEW_S
 
 IN_FLIGHT = (10, 1_000, 10_000, 100_000, 1_000_000)
@@ -171,6 +172,11 @@ class Scale:
         return self.requests / RENEW_S
 
     @property
+    def holdings(self) -> float:
+        """Each engine asks, and is answered by, every gateway that has a request there."""
+        return 2 * self.processes[Role.ENGINE] * min(self.processes[Role.GATEWAY], SLOTS) / HOLDING_S
+
+    @property
     def heard(self) -> float:
         """Deliveries of presence a second: everybody's to every gateway, and the gateways' to everybody."""
         count, gateways = sum(self.processes.values()), self.processes[Role.GATEWAY]
@@ -249,6 +255,7 @@ def _rows(scales: list[Scale]) -> Iterable[list[table.Cell]]:
     yield ["bytes/s of tokens", *(count(scale.token_bytes * scale.tokens) for scale in scales)]
     yield ["messages/s of requests' ways", *(count(len(once()) * s.arrivals) for s in scales)]
     yield [f"lease renewals/s, one each {RENEW_S:g} s", *(count(scale.renewals) for scale in scales)]
+    yield ["asked and told what is over/s", *(count(scale.holdings) for scale in scales)]
     yield ["presence delivered/s", *(count(scale.heard) for scale in scales)]
     yield ["bytes/s of presence", *(count(scale.heard_bytes) for scale in scales)]
     yield ["bytes in the job queue", *(count(scale.stored) for scale in scales)]
