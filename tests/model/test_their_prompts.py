@@ -14,9 +14,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from millrace.errors import Failure
 from services.detokenizer.decode import TextDecoder
 from services.tokenizer.encode import Encoder
-from train.corpus import WEATHER_TOOL
+from train.facts import WEATHER_TOOL
 
-transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed: docs/families.md")
+transformers: Any = pytest.importorskip(
+    "transformers", reason="transformers is not installed: docs/families.md"
+)
 pytestmark = pytest.mark.filterwarnings("default")
 
 BOS, EOS, TURN = "<|begin|>", "<|end|>", "<|turn|>"

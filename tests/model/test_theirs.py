@@ -23,7 +23,9 @@ from tests.kit.models import FAMILIES, Config, small
 from tests.model.test_golden import computed, words
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: docs/families.md")
-transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed: docs/families.md")
+transformers: Any = pytest.importorskip(
+    "transformers", reason="transformers is not installed: docs/families.md"
+)
 pytestmark = pytest.mark.filterwarnings("default")
 transformers.utils.logging.disable_progress_bar()
 
