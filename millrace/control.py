@@ -151,9 +151,8 @@ def order(folder: Path, what: Order, say: Say) -> Done:
     with sock, sock.makefile("rb") as lines:
         try:
             sock.sendall(msgspec.json.encode(what) + b"\n")
-            if not isinstance(what, Ps):
-                sock.settimeout(None)  # draining takes what it takes, and tells of it meanwhile
             for line in lines:
+                sock.settimeout(None)  # it was taken: draining takes what it takes, and tells of it meanwhile
                 match _answers.decode(line):
                     case Said(text):
                         say(text)

@@ -349,17 +349,19 @@ class Supervisor:
             raise ControlError(f"cannot scale {role!r}: it is one of {', '.join(SCALED)}")
         if not 0 <= count <= MOST:
             raise ControlError(f"{role}={count}: from 0 to {MOST} can be run here")
-        await self._obey(self._scale(role, count, say))
+        await self._obey(self._scale(role, count, say), say)
 
     async def restart(self, role: str, say: Say) -> None:
         if role and role not in ORDER:
             raise ControlError(f"cannot restart {role!r}: it is one of {', '.join(ORDER)}")
-        await self._obey(self._restart((role,) if role else ORDER, say))
+        await self._obey(self._restart((role,) if role else ORDER, say), say)
 
-    async def _obey(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _obey(self, work: Coroutine[Any, Any, None], say: Say) -> None:
         """One order after another, and none once the service is being stopped."""
 
         async def in_turn() -> None:
+            if self._one_order.locked():
+                say("another order is being carried out: this one waits for its turn")
             async with self._one_order:
                 await work
 

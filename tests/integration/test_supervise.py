@@ -233,6 +233,19 @@ async def test_only_the_named_role_is_restarted(start: Start) -> None:
     assert await up.stop() == 0
 
 
+async def test_one_order_waits_for_another_and_says_so(start: Start) -> None:
+    """Both are carried out, and neither is silent."""
+    up = await start()
+    before = await up.pids()
+    done = await asyncio.gather(up.order("restart", "engine"), up.order("restart", "tokenizer"))
+    after = await up.pids()
+
+    assert [0, 0] == [status for status, _, _ in done]
+    assert 1 == sum("waits for its turn" in out for _, out, _ in done)
+    assert ["tokenizer", "engine"] == [role for role in ROLES if before[role] != after[role]]
+    assert await up.stop() == 0
+
+
 async def test_a_stream_ends_well_while_the_service_is_being_stopped(start: Start) -> None:
     """SIGTERM lets a stream come to its end, and then ends everything."""
     up = await start(env={"MILLRACE_SIM_EOS": "0", "MILLRACE_SIM_STEP_MS": "10"})
