@@ -308,12 +308,13 @@ class Bus:
 
         def take(subject: str, payload: bytes, reply: str, headers: Mapping[str, str]) -> None:
             answer: Any
-            try:
-                answer = inbox.handle(decoder.decode(payload), Context.of(headers))
-            except Exception as error:
-                answer = self._refusal(inbox.subject, error)
-            if answer is not None and reply:
-                self.send(reply, encode(answer))
+            with self.together:
+                try:
+                    answer = inbox.handle(decoder.decode(payload), Context.of(headers))
+                except Exception as error:
+                    answer = self._refusal(inbox.subject, error)
+                if answer is not None and reply:
+                    self.send(reply, encode(answer))
 
         if not inspect.iscoroutinefunction(inbox.handle):
             await self.hear(inbox.subject, take, inbox.queue)

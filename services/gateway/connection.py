@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from millrace.errors import Code, Failure
 from millrace.settings import Gateway
 from services.gateway import fault
+from services.gateway.joined import Joined
 from services.gateway.visit import Visit
 
 EXTENSION = "millrace.connection"
@@ -104,6 +105,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None:
             self._ahead = [cycle for cycle in (*self._ahead, self.cycle) if not cycle.response_complete]
         super().on_headers_complete()
+        self.cycle.transport = Joined(self.transport)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

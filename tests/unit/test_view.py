@@ -15,7 +15,7 @@ def test_a_reader_goes_on_where_it_was() -> None:
         view.lost("gw-1", "e1", "died", float(n))
 
     assert first is not None and second is not None
-    assert (["opened"], ["granted"]) == ([h["kind"] for h in first], [h["kind"] for h in second])
+    assert [(1, "opened"), (2, "granted")] == [(h["seq"], h["kind"]) for h in (*first, *second)]
     assert ([], None) == (view.since(view.seq), view.since(1))
 
 
@@ -28,10 +28,22 @@ def test_a_ride_tells_its_way() -> None:
     view.granted(last, "e1", 1, 0, 1.1)
     view.lost(last, "e1", "died", 1.2)
     view.granted(last, "e2", 3, 7, 1.3)
-    view.hops("e2", "engine", last, [m.Hop("prefill", 1.0, 1.5, 3)])
+    before = view.seq
+    view.hops("e2", "engine", last, [m.Hop("prefill", 1.0, 1.5, 3, {"prompt_tokens": 5})])
+    happened = view.since(before)
     view.ended(last, "stop", 3, 9, 12.0, 2.0)
     rides = view.picture([], at=3.0, whole=True)["requests"]
 
+    (hop,) = rides[-1]["hops"]
+    at = {"seq": before + 1, "kind": "hop", "request": last, "at": 1.5}
+
+    assert [at | hop] == happened
+    assert ("prefill", "engine", "e2", {"prompt_tokens": 5}) == (
+        hop["name"],
+        hop["role"],
+        hop["process"],
+        hop["notes"],
+    )
     assert RIDES == len(rides)
     assert ("e2", 2, "died", "stop", 500.0) == (
         rides[-1]["engine"],
