@@ -203,10 +203,16 @@ class Bus:
             connecting.cancel()
             raise PermissionError(f"NATS refused the credentials of {role} at {', '.join(servers)}")
         await connecting
-        bus._answers = bus.inbox()
-        await bus._tap(f"{bus._answers}.*", bus._answered)
-        await bus.flush()  # a question that overtakes it is answered to nobody
+        await bus._expect_answers()
         return bus
+
+    async def _expect_answers(self) -> None:
+        self._answers = self.inbox()
+        sub = await self._tap(f"{self._answers}.*", self._answered)
+        # Said at once as well, past nats-py's queue: a question that overtakes it is answered to nobody. To
+        # the server both are one, and it is not waited for.
+        with contextlib.suppress(RuntimeError, OSError):  # gone again: nats-py says it to the next one
+            self._link.say(b"SUB %b %d\r\n" % (f"{self._answers}.*".encode(), sub._id))
 
     @property
     def up(self) -> bool:

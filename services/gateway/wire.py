@@ -241,9 +241,8 @@ B = TypeVar("B", ChatBody, TextBody)
 
 def read(kind: type[B], raw: bytes) -> B:
     body = decode(kind, raw)
-    for name in kind.__struct_fields__:
-        allowed = NOT_YET.get(name)
-        if allowed is not None and not allowed(getattr(body, name)):
+    for name, allowed in NOT_YET.items():
+        if not allowed(getattr(body, name, None)):
             raise refused(name, f"This value of '{name}' is not supported.")
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "'stream_options' is only allowed when 'stream' is true.")
