@@ -29,7 +29,7 @@ from millrace import messages, subjects
 from millrace.errors import Code, Failure
 from millrace.messages import Message, encode
 from millrace.subjects import Role
-from millrace.tap import Tap
+from millrace.tap import Take, Tap
 from millrace.telemetry import Context
 
 log = logging.getLogger("millrace.bus")
@@ -69,10 +69,6 @@ class Inbox(Generic[T]):
     credit: int = 1
 
 
-Hear = Callable[[str, bytes, str, Mapping[str, str]], None]
-"""Takes a message as it is: its subject, payload, reply subject and headers. It must not raise."""
-
-
 Found = tuple[bytes, Mapping[str, str]]
 """An answer: its payload and its headers."""
 
@@ -80,7 +76,7 @@ Found = tuple[bytes, Mapping[str, str]]
 class _Link(TcpTransport):
     """nats-py's connection, with taps. One that goes over to TLS has none: nats-py then serves all."""
 
-    def __init__(self, taps: dict[int, Hear]):
+    def __init__(self, taps: dict[int, Take]):
         super().__init__()  # type: ignore[no-untyped-call]
         self._taps = taps
         self._held: list[bytes] = []
@@ -118,11 +114,10 @@ class _Link(TcpTransport):
 
 
 class Bus:
-    def __init__(self, client: Client, role: Role):
+    def __init__(self, client: Client):
         self._client = client
-        self._taps: dict[int, Hear] = {}
+        self._taps: dict[int, Take] = {}
         self._link = client._transport = _Link(self._taps)
-        self._role = role
         self._subs: list[Subscription] = []
         self._answers = ""  # below it, each question of ours has a subject for its answer
         self._asked: dict[str, asyncio.Future[Found | None]] = {}
@@ -140,7 +135,7 @@ class Bus:
     async def connect(cls, url: str, role: Role, name: str, tls: ssl.SSLContext | None = None) -> "Bus":
         """Connect, however long the server takes to appear. Wrong credentials fail at once."""
         client = Client()
-        bus = cls(client, role)
+        bus = cls(client)
         parts = urlsplit(url)
         servers = [f"{parts.scheme}://{host}" for host in parts.netloc.rpartition("@")[2].split(",")]
         refused = asyncio.get_running_loop().create_future()
@@ -352,7 +347,7 @@ class Bus:
         taker = handle if inbox.credit == 1 else spawn
         self._subs.append(await self._client.subscribe(inbox.subject, queue=inbox.queue, cb=taker))
 
-    async def hear(self, subject: str, take: Hear, queue: str = "") -> Callable[[], Awaitable[None]]:
+    async def hear(self, subject: str, take: Take, queue: str = "") -> Callable[[], Awaitable[None]]:
         """Every message there is taken as soon as it is read. What comes back ends that."""
 
         sub = await self._tap(subject, take, queue)
@@ -366,7 +361,7 @@ class Bus:
 
         return end
 
-    async def _tap(self, subject: str, take: Hear, queue: str = "") -> Subscription:
+    async def _tap(self, subject: str, take: Take, queue: str = "") -> Subscription:
         async def served(msg: Msg) -> None:  # by nats-py, where there are no taps
             take(msg.subject, msg.data, msg.reply, msg.headers or {})
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 Take = Callable[[str, bytes, str, Mapping[str, str]], None]
-"""Takes a message's subject, its payload, its reply subject and its headers."""
+"""Takes a message's subject, its payload, its reply subject and its headers. It must not raise."""
 
 NOTHING: Mapping[str, str] = {}
 
