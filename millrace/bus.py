@@ -37,6 +37,13 @@ log = logging.getLogger("millrace.bus")
 CLOSE_S = 1.0
 """For a client that never was connected: nats-py may wait for ever to close one."""
 
+FLUSH_S = 1.0
+"""Two pings take a millisecond; whoever waits for them longer goes on without."""
+
+PONG_S = 60
+"""nats-py takes a pong that nobody waits for any more for an error of the connection: who gives up only looks
+away."""
+
 PRINTABLE = re.compile(r"[\x21-\x7e]+")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 NO_RESPONDERS = "503"
@@ -124,6 +131,7 @@ class Bus:
         self._questions = 0
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._flushing: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()  # what went wrong so far; `Here` carries it
         self.on_up: Callable[[], Awaitable[None]] | None = None
         self.together: AbstractContextManager[None] = self._link
@@ -198,7 +206,11 @@ class Bus:
             connecting.cancel()
             raise PermissionError(f"NATS refused the credentials of {role} at {', '.join(servers)}")
         await connecting
-        await bus._expect_answers()
+        try:
+            await bus._expect_answers()
+        except asyncio.CancelledError:
+            await bus.close()
+            raise
         return bus
 
     async def _expect_answers(self) -> None:
@@ -227,13 +239,21 @@ class Bus:
             await asyncio.wait(self._tasks, timeout=2)
         await self.flush()
         await self._client.close()
+        for task in self._flushing:
+            task.cancel()
 
     async def flush(self) -> None:
-        """All that was sent has reached the server, if it is there. nats-py lets a flush's ping overtake
-        what it still holds back, so it takes two."""
+        """All that was sent has reached the server, if it is there."""
+        flushing = asyncio.create_task(self._flush())
+        self._flushing.add(flushing)
+        flushing.add_done_callback(self._flushing.discard)
+        await asyncio.wait({flushing}, timeout=FLUSH_S)
+
+    async def _flush(self) -> None:
+        """nats-py lets a flush's ping overtake what it still holds back, so it takes two."""
         try:
             for _ in range(2):
-                await self._client.flush(1)
+                await self._client.flush(PONG_S)
         except (nats.errors.Error, TimeoutError, OSError):
             log.debug("NATS is away")
 

@@ -348,6 +348,20 @@ async def test_a_lease_cannot_smuggle_a_command(join: Join) -> None:
     assert gateway.up
 
 
+async def test_a_flush_that_is_given_up_harms_nothing(join: Join, caplog: pytest.LogCaptureFixture) -> None:
+    """Its pong comes all the same, and is no trouble: the connection stays, and takes the next one."""
+    bus = await join(Role.ENGINE)
+    for turns in range(10):
+        flushing = asyncio.ensure_future(bus.flush())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        flushing.cancel()
+        await asyncio.wait({flushing})
+    await bus.flush()
+
+    assert ([], 0, True) == (caplog.messages, bus.counts["reconnects"], bus.up)
+
+
 async def test_who_is_stopped_while_it_connects_leaves_without_a_word(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
