@@ -218,14 +218,6 @@ class TextBody(Body, kw_only=True, forbid_unknown_fields=True):
     best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
 
 
-def _one(value: Any) -> bool:
-    return value is None or value == 1
-
-
-def _zero(value: Any) -> bool:
-    return not value
-
-
 def _unset(value: Any) -> bool:
     return value is None
 
