@@ -23,6 +23,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.utils
 from jinja2 import meta, nodes
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -165,8 +166,33 @@ def _range(*bounds: int) -> range:
     return numbers
 
 
-def _dict(*args: Any, **kwargs: Any) -> Any:
-    return _weighed(dict(*args, **kwargs))
+class _Dict:
+    """`dict`, and the one of its functions that templates use."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _weighed(dict(*args, **kwargs))
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> Any:
+        return _weighed(dict.fromkeys(keys, value))
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Without names such as `__html__`: a filter would call what lies there, and nobody would meter it."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be a name in it
+        self, *given = args
+        for name in (values := dict(*given, **kwargs)):
+            _refuse_internal(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_internal(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_internal(name: Any) -> None:
+    if str(name).startswith("_"):
+        raise jinja2.exceptions.SecurityError("a namespace has no names that begin with _")
 
 
 def _raise_exception(message: str) -> None:
@@ -203,7 +229,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.filters.update(metered=_metered, weighed=_weighed)
         self.globals.pop("lipsum")  # prints as much nonsense as it is asked for
         self.globals.update(
-            range=_range, dict=_dict, raise_exception=_raise_exception, strftime_now=_strftime_now
+            range=_range,
+            dict=_Dict(),
+            namespace=_Namespace,
+            raise_exception=_raise_exception,
+            strftime_now=_strftime_now,
         )
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:

@@ -50,6 +50,7 @@ def test_the_demo_template_gives_the_reference_text() -> None:
         "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('|') }}",
         "{% set block %}in {{ 1 + 1 }}{% endset %}{{ block | trim | replace('n', 'N') }}{{ 'ab'[1:] }}",
         "{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ k }}{{ v }}{% endfor %}{{ missing is defined }}",
+        "{{ dict(a=1) }}{{ dict.fromkeys('ab', 1) }}{% set ns = namespace({'x': 1}, self=2) %}{{ ns.self }}",
         "{% for x in [1, [2]] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}{{ tools }}",
     ],
 )
@@ -114,6 +115,10 @@ ESCAPES = [
     "{{ messages.append(1) }}",
     "{{ self.__init__.__globals__ }}",
     "{{ cycler.__init__.__globals__.os.popen('id') }}",
+    "{% set ns = namespace() %}{% set ns.__html__ = cycler('/').next %}{{ ns | escape }}",
+    "{% set ns = namespace(__html__=cycler('/').next) %}{{ ns | escape }}",
+    "{% set ns = namespace({'__html__': cycler('/').next}) %}{{ ns | escape }}",
+    "{{ dict.__init__.__globals__ }}",
     "{% include '/etc/passwd' %}",
     "{% import 'os' as os %}{{ os }}",
 ]
