@@ -75,7 +75,7 @@ def test_a_seed_replays_exactly() -> None:
 
 
 def test_streams_go_on_at_engines_of_their_kind() -> None:
-    """There are two of each, and one leaves; a ledger that does not look for the other continues elsewhere."""
+    """There are two of each, and one leaves. A ledger that does not look for its like goes on elsewhere."""
     one_leaves = replace(ROLLING, faults=(1, 1), engines=(4,), answers=(250,), kinds=(2,))
     strange = []
     for ledger in (Ledger, s.KinlessLedger):
