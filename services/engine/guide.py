@@ -5,9 +5,11 @@ elsewhere is guided on from the tokens that were committed, as if nothing had ha
 """
 
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,11 +37,13 @@ class Guide:
         self._read = 0  # tokens of the answer
         self._mask: Mask | None = None  # of what may come after these; None: not computed yet
         self._room: Mask = np.zeros(0, np.int32)
+        self._place = 0, 0  # of the room: its address and its size
 
     def begin(self, matcher: "LLMatcher | None", tokens: int) -> None:
         """`tokens`: how many its grammar knows. Without a matcher it has failed."""
         self._matcher, self.failed = matcher, matcher is None
         self._room = np.zeros((tokens + 31) // 32, np.int32)
+        self._place = self._room.ctypes.data, self._room.nbytes
         self.ready = True
 
     def twin(self) -> "Guide":
@@ -59,36 +63,54 @@ class Guide:
         if self._mask is None or read != self._read:
             matcher.consume_tokens(tokens[prompt + self._read :])
             self._read = read
-            matcher.unsafe_compute_mask_ptr(self._room.ctypes.data, self._room.nbytes)
+            matcher.unsafe_compute_mask_ptr(*self._place)
             self.failed = matcher.is_error()
             self._mask = None if self.failed else self._room
         return self._mask
 
 
 class Ahead:
-    """The masks of a step's rows, computed while the model runs: they depend on no logits."""
+    """The masks of a step's rows, computed while the model runs: they depend on no logits.
+
+    By a thread and two queues: an executor's locks, and its futures', let go of the interpreter, so that the
+    step would wait for the first mask before it begins.
+    """
 
     def __init__(self) -> None:
-        self._worker: ThreadPoolExecutor | None = None
-        self._under_way: Future[None] | None = None
+        self._asked: SimpleQueue[list[Sequence]] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._under_way = False
 
     def begin(self, sequences: list["Sequence"]) -> None:
         if guided := [s for s in sequences if s.guide is not None]:
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, "masks")
-            self._under_way = self._worker.submit(_look, guided)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_look, args=(self._asked, self._done), name="masks", daemon=True
+                )
+                self._thread.start()
+                weakref.finalize(self, self._asked.put, [])
+            self._asked.put(guided)
+            self._under_way = True
 
     def end(self) -> None:
         """They are all there."""
-        if self._under_way is not None:
-            self._under_way.result()
-            self._under_way = None
+        if self._under_way:
+            self._under_way = False
+            if error := self._done.get():
+                raise error
 
 
-def _look(sequences: list["Sequence"]) -> None:
-    for sequence in sequences:
-        if sequence.guide is not None:
-            sequence.guide.allow(sequence.tokens, sequence.prompt_len)
+def _look(asked: "SimpleQueue[list[Sequence]]", done: "SimpleQueue[BaseException | None]") -> None:
+    """Until nobody is left to ask."""
+    while sequences := asked.get():
+        try:
+            for sequence in sequences:
+                if sequence.guide is not None:
+                    sequence.guide.allow(sequence.tokens, sequence.prompt_len)
+            done.put(None)
+        except BaseException as error:
+            done.put(error)
 
 
 class Guides:

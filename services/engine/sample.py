@@ -87,11 +87,12 @@ def choose(candidates: Candidates, sequences: list[Sequence]) -> list[int]:
     if len(sequences) <= FEW and (chosen := _one_by_one(candidates, sequences)):
         return chosen
     rows = _Rows(candidates, sequences)
+    greedy = all(s.sampling.temperature < GREEDY for s in sequences)
+    if greedy and (first := rows.first()):
+        return first
     best = rows.best()
-    if all(s.sampling.temperature < GREEDY for s in sequences):
-        first: list[int] = best.ids[:, 0].tolist()
-        if (best.logits[:, 0] > -np.inf).all():
-            return first
+    if greedy and (first := best.leaders()):
+        return first
     return _chosen(rows, best, _Wishes.of(sequences))
 
 
@@ -189,18 +190,29 @@ class _Wishes:
 
 @dataclass(frozen=True, slots=True)
 class _Best:
-    """The beginnings of some rows' orders, filled up with logits of minus infinity."""
+    """The beginnings of some rows' orders. A place without a token has a logit of minus infinity: what a mask
+    forbids, wherever it is, and what a row is filled up with."""
 
     ids: Ints  # [rows, width]
     logits: Doubles  # [rows, width]
+    first: Ints  # [rows]: the place of the best
     limits: Doubles  # [rows]: no other token has a higher logit
     others: Ints  # [rows]: how many of those there are
+
+    def leaders(self) -> list[int] | None:
+        """The best token of each row, if all have one."""
+        rows = np.arange(len(self.first))
+        if (self.logits[rows, self.first] == -np.inf).any():
+            return None
+        ids: list[int] = self.ids[rows, self.first].tolist()
+        return ids
 
 
 @dataclass(frozen=True, slots=True)
 class _Beginnings:
     """What they weigh, and what else there may be, as shares of each row's best token."""
 
+    first: Ints  # the place of the best
     cumulated: Doubles  # [rows, width], of what is kept
     known: Doubles  # all of the beginning, kept or not
     edge: Doubles  # another token at most
@@ -212,7 +224,8 @@ class _Beginnings:
     @classmethod
     def of(cls, best: _Best, wishes: _Wishes) -> "_Beginnings":
         rows, width = best.ids.shape
-        peaks = np.maximum(best.logits[:, 0], np.finfo(np.float64).min)
+        top = best.logits[np.arange(rows), best.first]
+        peaks = np.maximum(top, np.finfo(np.float64).min)
         shares = np.empty((rows, width + 1))
         shares[:, :-1] = best.logits
         shares[:, -1] = np.minimum(best.limits, peaks)
@@ -220,19 +233,20 @@ class _Beginnings:
         shares /= wishes.scale[:, None]
         np.exp(shares, out=shares)
         weight, edge = shares[:, :-1], shares[:, -1]
-        found = (best.logits > -np.inf).sum(axis=1)
+        found = (best.logits > -np.inf).cumsum(axis=1)
         cut = (wishes.min_p > 0) | (wishes.top_k < NO_LIMIT)
-        closed = (best.limits == -np.inf) | (edge < wishes.min_p) | (wishes.top_k <= found)
+        closed = (best.limits == -np.inf) | (edge < wishes.min_p) | (wishes.top_k <= found[:, -1])
         kept = weight
         if cut.any():
-            inside = (weight >= wishes.min_p[:, None]) & (np.arange(width) < wishes.top_k[:, None])
+            inside = (weight >= wishes.min_p[:, None]) & (found <= wishes.top_k[:, None])
             kept = np.where(inside, weight, 0.0)
         others = np.where(closed, 0.0, best.others * edge)
-        empty = best.logits[:, 0] == -np.inf
-        return cls(np.cumsum(kept, axis=1), weight.sum(axis=1), edge, others, closed, cut, empty)
+        cumulated, known = np.cumsum(kept, axis=1), weight.sum(axis=1)
+        return cls(best.first, cumulated, known, edge, others, closed, cut, top == -np.inf)
 
     def only(self, rows: Ints) -> "_Beginnings":
         return _Beginnings(
+            self.first[rows],
             self.cumulated[rows],
             self.known[rows],
             self.edge[rows],
@@ -265,7 +279,7 @@ class _Beginnings:
         mark = wishes.random * kept * slack
         low, high = np.minimum((self.cumulated <= mark[:, :, None]).sum(axis=2), last)
         places: Ints = np.where((low == high) & (high < width), high, -1)
-        places[wishes.temperature < GREEDY] = 0
+        places = np.where(wishes.temperature < GREEDY, self.first, places)
         places[self.empty] = -1
         return places
 
@@ -284,6 +298,10 @@ def _masks(sequences: list[Sequence], vocab: int) -> Masks | None:
     if vocab % 32:
         masks[:, -1] &= np.uint32((1 << vocab % 32) - 1)
     return masks
+
+
+def _allows(mask: npt.NDArray[np.int32], token: int) -> bool:
+    return token >> 5 < len(mask) and bool(mask[token >> 5] >> (token & 31) & 1)
 
 
 def _fitted(mask: npt.NDArray[np.int32] | None, words: int) -> npt.NDArray[np.int32]:
@@ -307,18 +325,18 @@ class _Rows:
     def __init__(self, candidates: Candidates, sequences: list[Sequence]):
         self.vocab = candidates.vocab
         self._candidates = candidates
-        self._count = len(sequences)
+        self._sequences = sequences
         edits = [Edits.of(sequence, self.vocab) for sequence in sequences]
         self._changed: Changed | None = None
         if any(edits):
             self._changed = changed(sequences, candidates.full(), edits)
-        self._masks = _masks(sequences, self.vocab)
+        self._masks: Masks | None = None  # made with the beginnings of the rows' orders
 
     def whole(self, rows: Ints, kind: type[Real]) -> npt.NDArray[Real]:
         """All logits of these rows, to be written into."""
         logits = self._candidates.full()[rows].astype(kind, copy=False)
         if self._changed is not None:
-            place = np.full(self._count, -1)
+            place = np.full(len(self._sequences), -1)
             place[rows] = np.arange(len(rows))
             to = place[self._changed.rows]
             mine = to >= 0
@@ -328,32 +346,48 @@ class _Rows:
             logits += BARS.take(masks, axis=0).reshape(len(rows), -1)[:, : self.vocab]
         return logits
 
+    def first(self) -> list[int] | None:
+        """The best token of each row, if the candidates tell it as they are. They are looked at one by one:
+        the first is allowed in most rows, and NumPy takes longer than that to begin."""
+        if self._changed is not None:
+            return None
+        first: list[int] = self._candidates.ids[:, 0].tolist()
+        for row, (token, sequence) in enumerate(zip(first, self._sequences, strict=True)):
+            if sequence.allowed is None or _allows(sequence.allowed, token):
+                continue
+            others = self._candidates.ids[row, 1:].tolist()
+            found = next((other for other in others if _allows(sequence.allowed, other)), None)
+            if found is None:
+                return None
+            first[row] = found
+        return first
+
     def best(self) -> _Best:
+        self._masks = _masks(self._sequences, self.vocab)
         c = self._candidates
         count, k = c.ids.shape
         logits = c.logits.astype(np.float64)
         limits = logits[:, -1] if k < self.vocab else np.full(count, -np.inf)
-        best = _Best(c.ids, logits, limits, np.full(count, self.vocab - k))
+        best = _Best(c.ids, logits, np.zeros(count, np.int64), limits, np.full(count, self.vocab - k))
         if self._changed is not None:
             best = self._merged(best, self._changed)
         return best if self._masks is None else self._without(best, self._masks)
 
     def _without(self, best: _Best, masks: Masks) -> _Best:
-        """Without the tokens that a mask forbids. Where no more are allowed than there are places, the order
-        is complete: all that is looked at is those."""
-        ids, width = best.ids, best.ids.shape[1]
-        at = (ids >> 3) + np.arange(0, masks.nbytes, masks.strides[0])[:, None]
-        allowed = masks.view(np.uint8).ravel().take(at) >> (ids & 7).astype(np.uint8) & 1
-        logits = np.where(allowed, best.logits, -np.inf)
-        order = (-logits).argsort(axis=1, kind="stable") + np.arange(0, ids.size, width)[:, None]
-        ids, logits = ids.take(order), logits.take(order)
+        """Without the tokens that a mask forbids. Where it leaves but few, and none of them is among these,
+        these are replaced by all of them."""
+        at = (best.ids >> 5) + np.arange(0, masks.size, masks.shape[1])[:, None]
+        allowed = masks.take(at) >> (best.ids & 31).astype(np.uint32) & 1
+        ids, logits, first = best.ids, np.where(allowed, best.logits, -np.inf), allowed.argmax(axis=1)
         counts = np.bitwise_count(masks).sum(axis=1, dtype=np.int64)
-        others = counts - (logits > -np.inf).sum(axis=1)
-        few = np.flatnonzero((others > 0) & (counts <= width))
+        found = (logits > -np.inf).sum(axis=1)
+        others = counts - found
+        few = np.flatnonzero((found == 0) & (counts <= ids.shape[1]))
         if few.size:
+            ids = ids.copy()
             self._complete(few, masks[few], ids, logits)
-            others[few] = 0
-        return _Best(ids, logits, np.where(others > 0, best.limits, -np.inf), others)
+            first[few] = others[few] = 0
+        return _Best(ids, logits, first, np.where(others > 0, best.limits, -np.inf), others)
 
     def _complete(self, few: Ints, masks: Masks, ids: Ints, logits: Doubles) -> None:
         """Of a few rows: all tokens that are allowed, in their order."""
@@ -397,7 +431,6 @@ class _Rows:
         sizes = np.bincount(rows, minlength=count)
         column = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         shape = (count, max(int(sizes.max()), 1))
-        made = _Best(np.zeros(shape, np.int64), np.full(shape, -np.inf), best.limits, self.vocab - sizes)
-        made.ids[rows, column] = ids
-        made.logits[rows, column] = logits
-        return made
+        made = np.zeros(shape, np.int64), np.full(shape, -np.inf)
+        made[0][rows, column], made[1][rows, column] = ids, logits
+        return _Best(*made, np.zeros(count, np.int64), best.limits, self.vocab - sizes)

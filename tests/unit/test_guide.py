@@ -212,7 +212,8 @@ class Counted:
 
 
 def test_a_mask_that_was_computed_ahead_is_there() -> None:
-    """It is what it would have been, and the matcher is not asked again until there is another token."""
+    """It is what it would have been, and the matcher is not asked again until there is another token. The
+    thread that did it ends with who asked."""
     ahead, made, text = Ahead(), [], formed("regex", "^[0-9]+$")
     for _ in range(3):
         sequence = Sequence("r", 1, [5], Sampling(1), 9, epoch=1, guide=Guide())
@@ -233,6 +234,30 @@ def test_a_mask_that_was_computed_ahead_is_there() -> None:
 
             assert known is not None and alone is not None and (known == alone).all()
             assert masks == matcher.masks
+    thread = ahead._thread
+    del ahead
+    assert thread is not None
+    thread.join(10)
+
+    assert not thread.is_alive()
+
+
+class Broken(Counted):
+    def consume_tokens(self, tokens: list[int]) -> bool:
+        raise MemoryError(tokens)
+
+
+def test_a_mask_that_cannot_be_computed_ahead_is_an_error_of_the_step() -> None:
+    """Nobody waits for it for ever."""
+    ahead = Ahead()
+    sequence = Sequence("r", 1, [5], Sampling(1), 9, epoch=1, guide=Guide())
+    matcher: Any = Broken(formed("regex", "^[0-9]+$"))
+    assert sequence.guide is not None
+    sequence.guide.begin(matcher, GRAMMARS.tokens.vocab_size)
+    for _ in range(2):
+        ahead.begin([sequence])
+        with pytest.raises(MemoryError):
+            ahead.end()
 
 
 def test_it_answers_when_its_guide_is_there() -> None:

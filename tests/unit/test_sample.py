@@ -185,6 +185,19 @@ def test_the_slow_sampler_agrees(made: tuple[list[list[float]], list[Sequence], 
 
 
 @given(rows())
+def test_the_slow_sampler_agrees_where_nothing_but_a_mask_is_in_the_way(
+    made: tuple[list[list[float]], list[Sequence], int],
+) -> None:
+    """Of the best tokens, which are found in another way then."""
+    logits, sequences, k = made
+    for sequence in sequences:
+        sequence.sampling, sequence.min_tokens = Sampling(1, 0.0), 0
+    expected = [slow_sampler.choose(*each, 0.0) for each in zip(logits, sequences, strict=True)]
+
+    assert expected == choose(candidates(*logits, k=k), sequences)
+
+
+@given(rows())
 def test_neighbours_change_nothing(made: tuple[list[list[float]], list[Sequence], int]) -> None:
     """A row's choice is the same alone, anywhere in a batch, and asked again."""
     logits, sequences, k = made
