@@ -133,8 +133,7 @@ class Draft:
         while self._ahead < most:
             candidates = self._model.run(step)
             twin.computed = len(twin.tokens)
-            if twin.guide is not None:
-                twin.allowed = twin.guide.allow(twin.tokens, twin.prompt_len)
+            twin.look()
             (token,) = self._sampler(candidates, [twin])
             if token >= self._vocab:
                 break

@@ -70,7 +70,7 @@ class Guide:
 
 
 class Ahead:
-    """The masks of a step's rows, computed while the model runs: they depend on no logits.
+    """What the rows of a step may say, seen to while the model runs: it depends on no logits.
 
     By a thread and two queues: an executor's locks, and its futures', let go of the interpreter, so that the
     step would wait for the first mask before it begins.
@@ -106,8 +106,7 @@ def _look(asked: "SimpleQueue[list[Sequence]]", done: "SimpleQueue[BaseException
     while sequences := asked.get():
         try:
             for sequence in sequences:
-                if sequence.guide is not None:
-                    sequence.guide.allow(sequence.tokens, sequence.prompt_len)
+                sequence.look()
             done.put(None)
         except BaseException as error:
             done.put(error)

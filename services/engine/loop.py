@@ -169,14 +169,12 @@ class StepLoop:
                 if outputs[-1].finish or outputs[-1].token != guess:
                     break
                 right += 1
+                sequence.look()
                 (token,), told = self._chosen(candidates.only(row, row + 1), [sequence])
                 outputs.append(self._scheduler.go_on(sequence, token, told[0] if told else None))
             self._scheduler.judged(sequence, len(step.guesses), right)
         return outputs
 
     def _chosen(self, candidates: Candidates, samples: list[Sequence]) -> tuple[list[int], list[Odds | None]]:
-        for sequence in samples:
-            if sequence.guide is not None:
-                sequence.allowed = sequence.guide.allow(sequence.tokens, sequence.prompt_len)
         tokens = self._sampler(candidates, samples) if samples else []
         return tokens, odds(candidates, samples, tokens)

@@ -84,6 +84,11 @@ class Sequence:
     def _apart_yet(self) -> bool:
         return self.apart and self.computed < self.prompt_len
 
+    def look(self) -> None:
+        """What the next token may be is known."""
+        if self.guide is not None:
+            self.allowed = self.guide.allow(self.tokens, self.prompt_len)
+
     def append(self, token: int) -> Finish:
         self.tokens.append(token)
         if self.guide is not None and self.guide.failed:
