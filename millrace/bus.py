@@ -170,6 +170,8 @@ class Bus:
         async def on_down() -> None:
             if not bus._closing:
                 log.warning("NATS is away")
+            for inbox in bus._asked:  # an answer to any of these is lost
+                bus._settle(inbox, None)
 
         connecting = asyncio.ensure_future(
             client.connect(
@@ -310,7 +312,7 @@ class Bus:
             late.cancel()
             del self._asked[inbox]
         if found is None:
-            raise NoAnswer(f"{subject}: nothing within {timeout:g} s")
+            raise NoAnswer(f"{subject}: nothing within {timeout:g} s, or NATS went away")
         reply, about = found
         if about.get("Status") == NO_RESPONDERS:
             raise NoResponder(subject)

@@ -237,6 +237,21 @@ async def test_nothing_is_kept_for_a_server_that_is_away(server: Server, join: J
     assert [m.Release([m.Ref("real", 1)])] == heard
 
 
+async def test_a_question_under_way_ends_with_the_connection(server: Server, join: Join) -> None:
+    """Its answer is lost with it: who asks again at once is served as soon as NATS is back."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+    heard: list[m.Message] = []
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, lambda message, context: heard.append(message)))
+    await engine.flush()
+    asked = asyncio.ensure_future(gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 300.0))
+    await until(lambda: bool(heard))
+    server.kill()
+
+    async with asyncio.timeout(30):
+        with pytest.raises(NoAnswer):
+            await asked
+
+
 async def test_what_is_said_together_comes_in_order(join: Join) -> None:
     """It waits for the end of the block, and what a block within said waits with it."""
     engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
