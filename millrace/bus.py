@@ -209,19 +209,12 @@ class Bus:
             raise PermissionError(f"NATS refused the credentials of {role} at {', '.join(servers)}")
         await connecting
         try:
-            await bus._expect_answers()
+            bus._answers = bus.inbox()
+            await bus._tap(f"{bus._answers}.*", bus._answered)
         except asyncio.CancelledError:
             await bus.close()
             raise
         return bus
-
-    async def _expect_answers(self) -> None:
-        self._answers = self.inbox()
-        sub = await self._tap(f"{self._answers}.*", self._answered)
-        # Said at once as well, past nats-py's queue: a question that overtakes it is answered to nobody. To
-        # the server both are one, and it is not waited for.
-        with contextlib.suppress(RuntimeError, OSError):  # gone again: nats-py says it to the next one
-            self._link.say(b"SUB %b %d\r\n" % (f"{self._answers}.*".encode(), sub._id))
 
     @property
     def up(self) -> bool:
@@ -367,7 +360,7 @@ class Bus:
             task.add_done_callback(self._tasks.discard)
 
         taker = handle if inbox.credit == 1 else spawn
-        self._subs.append(await self._client.subscribe(inbox.subject, queue=inbox.queue, cb=taker))
+        self._subs.append(await self._subscribe(inbox.subject, inbox.queue, taker))
 
     async def hear(self, subject: str, take: Take, queue: str = "") -> Callable[[], Awaitable[None]]:
         """Every message there is taken as soon as it is read. What comes back ends that."""
@@ -387,8 +380,19 @@ class Bus:
         async def served(msg: Msg) -> None:  # by nats-py, where there are no taps
             take(msg.subject, msg.data, msg.reply, msg.headers or {})
 
-        sub = await self._client.subscribe(subject, queue=queue, cb=served)
+        sub = await self._subscribe(subject, queue, served)
         self._taps[sub._id] = take
+        return sub
+
+    async def _subscribe(
+        self, subject: str, queue: str, served: Callable[[Msg], Awaitable[None]]
+    ) -> Subscription:
+        sub = await self._client.subscribe(subject, queue=queue, cb=served)
+        # Said at once as well, past what nats-py holds back: nothing that is published from now on overtakes
+        # it, a question least of all, which would be answered to nobody. To the server both are one.
+        words = " ".join(filter(None, ("SUB", subject, queue, str(sub._id))))
+        with contextlib.suppress(RuntimeError, OSError):  # gone again: nats-py says it to the next one
+            self._link.say(b"%b\r\n" % words.encode())
         return sub
 
     def inbox(self) -> str:

@@ -81,7 +81,6 @@ class Pull:
 
     async def start(self) -> None:
         self._end = await self._bus.hear(f"{self._inbox}.*", self._arrived)
-        await self._bus.flush()  # an ask that overtakes it is answered to nobody
         self._pump = asyncio.create_task(self._ask_on())
 
     async def stop(self) -> None:

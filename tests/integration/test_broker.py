@@ -267,8 +267,8 @@ async def test_a_client_may_come_before_the_server(tmp_path: Path) -> None:
         with started(made):
             watcher, speaker = await asyncio.wait_for(asyncio.gather(early, late), 10)
             await watcher.listen(Inbox(subjects.PRESENCE.wildcard, Here, hear))
-            await watcher._client.flush()
-            await watcher._client.flush()
+            await watcher.flush()
+            await watcher.flush()
             speaker.publish(subjects.PRESENCE.to("engine"), Here("engine", "engine_1", 1, "ready"))
 
             assert (await asyncio.wait_for(heard.get(), 5)).id == "engine_1"

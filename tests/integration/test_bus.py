@@ -71,7 +71,7 @@ async def test_a_poisoned_message_is_counted_and_answered(join: Join) -> None:
         return m.Pong("e", 1, [])
 
     await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
-    await engine._client.flush()
+    await engine.flush()
     answer = msgspec.msgpack.decode(await gateway.ask(ENGINE.to("e"), b"\xc1 nonsense", 2.0), type=m.Refused)
     pong = await gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 2.0)
 
@@ -89,7 +89,7 @@ async def test_a_handler_that_fails_harms_its_message_only(join: Join) -> None:
         return m.Admitted(message.request, 1, 1, 1)
 
     await tokenizer.listen(Inbox(TOKENIZER.to("sim"), m.ToTokenizer, handle, queue="q", credit=4))
-    await tokenizer._client.flush()
+    await tokenizer.flush()
     answers = [
         await gateway.request(
             TOKENIZER.to("sim"), m.Prompt(name, 1, "sim", m.Text("x"), m.Sampling(1)), m.FromTokenizer, 2.0
@@ -112,7 +112,7 @@ async def test_a_slow_subscriber_is_seen(join: Join) -> None:
 
     await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
     engine._subs[0]._pending_queue._maxsize = 4  # type: ignore[attr-defined]  # instead of half a million messages
-    await engine._client.flush()
+    await engine.flush()
     for _ in range(20):
         gateway.publish(ENGINE.to("e"), m.Release([]))
     await until(lambda: engine.counts["dropped"] >= 10)
@@ -129,7 +129,7 @@ async def test_nobody_there_and_no_answer_differ(join: Join) -> None:
         return None
 
     await engine.listen(Inbox(ENGINE.to("mute"), m.ToEngine, handle))
-    await engine._client.flush()
+    await engine.flush()
 
     with pytest.raises(NoResponder):
         await gateway.request(ENGINE.to("nobody"), m.Ping([]), m.Pong, 30.0)
@@ -221,7 +221,7 @@ async def test_nothing_is_kept_for_a_server_that_is_away(server: Server, join: J
         heard.append(message)
 
     await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
-    await engine._client.flush()
+    await engine.flush()
     server.kill()
     await until(lambda: not gateway.up and not engine.up)
     sent = gateway.publish(ENGINE.to("e"), m.Release([m.Ref("ghost", 1)]))
@@ -229,7 +229,7 @@ async def test_nothing_is_kept_for_a_server_that_is_away(server: Server, join: J
         await gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 30.0)
     await server.start()
     await until(lambda: gateway.up and engine.up)
-    await engine._client.flush()
+    await engine.flush()
     gateway.publish(ENGINE.to("e"), m.Release([m.Ref("real", 1)]))
     await until(lambda: bool(heard))
 
@@ -259,7 +259,7 @@ async def test_what_is_said_together_comes_in_order(join: Join) -> None:
     await engine.listen(
         Inbox(ENGINE.to("e"), m.Release, lambda message, context: heard.append(message.refs[0].request))
     )
-    await engine._client.flush()
+    await engine.flush()
     with gateway.together:
         for name in "ab":
             gateway.publish(ENGINE.to("e"), m.Release([m.Ref(name, 1)]))
@@ -349,7 +349,7 @@ async def test_a_lease_cannot_smuggle_a_command(join: Join) -> None:
     engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
     heard: list[m.Message] = []
     await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, lambda message, context: heard.append(message)))
-    await engine._client.flush()
+    await engine.flush()
     real = m.Release([m.Ref("real", 1)])
     ghost = m.encode(m.Release([m.Ref("ghost", 1)]))
     JetStream(gateway).settle(

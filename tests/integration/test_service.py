@@ -321,7 +321,7 @@ async def test_nonsense_on_the_bus_harms_nothing(service: Service, aclient: Asyn
                 junk = rng.randbytes(rng.randrange(0, 60)) if i % 2 else mutated(valid, rng)
                 bus.send(subject, junk)
                 if i % 500 == 499:
-                    await bus._client.flush()  # no faster than it is read: this is not about dropped messages
+                    await bus.flush()  # no faster than it is read: this is not about dropped messages
         await bus.close()
 
     patient = aclient.with_options(max_retries=8)  # the garbage that was stored has to be thrown out first
