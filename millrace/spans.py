@@ -67,30 +67,29 @@ class Kind(IntEnum):
     CONSUMER = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+# Structs: a request has a dozen spans, and a dataclass takes three times as long to make.
+
+
+class Process(msgspec.Struct, frozen=True):
     """Whose span it is."""
 
     role: str
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     name: str
     at: float
-    attributes: Mapping[str, Value] = field(default_factory=dict)
+    attributes: Mapping[str, Value] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     trace: str
     span: str
-    attributes: Mapping[str, Value] = field(default_factory=dict)
+    attributes: Mapping[str, Value] = {}
 
 
-@dataclass(slots=True)
-class Span:
+class Span(msgspec.Struct):
     """Times are unix seconds."""
 
     process: Process
@@ -99,11 +98,11 @@ class Span:
     began: float
     ended: float
     parent: str = ""
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
     kind: Kind = Kind.INTERNAL
-    attributes: dict[str, Value] = field(default_factory=dict)
-    events: list[Event] = field(default_factory=list)
-    links: list[Link] = field(default_factory=list)
+    attributes: dict[str, Value] = {}
+    events: list[Event] = []
+    links: list[Link] = []
     error: str | None = None  # "": it failed, and there is no more to say
     tracestate: str = ""
 

@@ -1,12 +1,13 @@
 """The client's end of a request: reading what it sends, and noticing that it has gone."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from litestar.types import Receive
+from litestar.types import Receive, Scope
 
 from millrace.errors import Code, Failure
+from services.gateway.connection import connection_of
 
 
 async def read_body(
@@ -47,20 +48,19 @@ def _too_large(limit: int) -> Failure:
     return Failure(Code.BODY_TOO_LARGE, f"The body is larger than {limit} bytes.")
 
 
-async def attended(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def attended(scope: Scope, receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Does the work, unless its client leaves first: then it is cancelled at once."""
     task = asyncio.current_task()
     assert task is not None
     over = left = False
 
-    def leave(_: object) -> None:
+    def leave() -> None:
         nonlocal left
         if not over and not task.cancelling():
             left = True
             task.cancel()
 
-    gone = asyncio.ensure_future(_gone(receive))
-    gone.add_done_callback(leave)
+    forget = connection.watch(leave) if (connection := connection_of(scope)) else _watch(receive, leave)
     try:
         await work
     except BaseException:
@@ -68,9 +68,16 @@ async def attended(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
             raise
     finally:
         over = True
-        gone.cancel()
+        forget()
     if left and task.uncancel():
         raise asyncio.CancelledError  # not by its client alone
+
+
+def _watch(receive: Receive, leave: Callable[[], None]) -> Callable[[], object]:
+    """Where there is no connection of ours, which would tell without a task."""
+    gone = asyncio.ensure_future(_gone(receive))
+    gone.add_done_callback(lambda _: leave())
+    return gone.cancel
 
 
 async def _gone(receive: Receive) -> None:

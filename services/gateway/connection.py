@@ -9,6 +9,7 @@ import asyncio
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -56,6 +57,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._head_size = 0  # bytes read while in a head
         self._header_size = 0  # bytes of the headers that are whole
+        self._lost = False
+        self._watching: set[Callable[[], None]] = set()
         self._ahead: list[RequestResponseCycle] = []  # requests before the last one, still to be answered
         self.pushed = 0  # bytes, past the application's `send`
         self._stuck_at = 0.0
@@ -78,6 +81,17 @@ class Connection(HttpToolsProtocol):
                 cycle.disconnected = True
             cycle.message_event.set()
         super().connection_lost(exc)
+        self._lost = True
+        for leave in list(self._watching):
+            leave()
+
+    def watch(self, leave: Callable[[], None]) -> Callable[[], None]:
+        """Called when the client has gone, or had already; never from here. What comes back ends that."""
+        self.flow.resume_reading()  # or nobody would hear of it
+        if self._lost:
+            return self.loop.call_soon(leave).cancel
+        self._watching.add(leave)
+        return lambda: self._watching.discard(leave)
 
     # What arrives
 

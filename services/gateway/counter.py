@@ -85,7 +85,7 @@ class Counter:
                     taken.append(order)
                     if order.model.vectors:
                         raise refused("model", f"The model '{order.model.name}' makes vectors, and no text.")
-                    await attended(receive, serve(order))
+                    await attended(scope, receive, serve(order))
 
             async def serve(order: Order) -> None:
                 job = await opened(self.desk, [order.ask, *order.more])
@@ -123,7 +123,7 @@ class Counter:
                 async def found() -> None:
                     await reply(send, 200, msgspec.json.encode(await find(raw, scope)))
 
-                await attended(receive, found())
+                await attended(scope, receive, found())
 
             if failure := await _outcome(answer()):
                 raise failure

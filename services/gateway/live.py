@@ -38,7 +38,7 @@ class Window:
             raise Failure(Code.UNAVAILABLE, "Too many are looking already.", retry_after=5.0)
         self._readers += 1
         try:
-            await attended(receive, self._tell(send))
+            await attended(scope, receive, self._tell(send))
         finally:
             self._readers -= 1
 

@@ -7,6 +7,9 @@ import pytest
 
 from services.gateway.attend import attended
 
+SCOPE: Any = {}
+"""A request under another server than ours."""
+
 
 class Client:
     def __init__(self) -> None:
@@ -43,7 +46,7 @@ async def test_a_client_that_leaves_ends_the_work(error: BaseException | None) -
     """And nothing else: who attended goes on, and is not taken to be cancelled."""
     client, work = Client(), Work(error)
     client.leaves.set()
-    await attended(client.receive, work.run())
+    await attended(SCOPE, client.receive, work.run())
     await turns()
     task = asyncio.current_task()
 
@@ -55,7 +58,7 @@ async def test_a_client_that_leaves_later_harms_nothing() -> None:
     client, work = Client(), Work()
 
     async def going_on() -> None:
-        await attended(client.receive, work.run())
+        await attended(SCOPE, client.receive, work.run())
         await turns()
 
     task = asyncio.ensure_future(going_on())
@@ -71,7 +74,7 @@ async def test_who_is_cancelled_stays_cancelled() -> None:
     """Whether the client has left as well, or not."""
     for leaves in (False, True):
         client, work = Client(), Work()
-        task = asyncio.ensure_future(attended(client.receive, work.run()))
+        task = asyncio.ensure_future(attended(SCOPE, client.receive, work.run()))
         await turns()
         task.cancel()
         if leaves:
@@ -88,4 +91,4 @@ async def test_what_the_work_fails_with_is_told() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await attended(Client().receive, failing())
+        await attended(SCOPE, Client().receive, failing())

@@ -93,7 +93,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         if after is None:
             await told(response.whole)(scope, receive, send)
         else:
-            await attended(receive, _follow(response, after, send))
+            await attended(scope, receive, _follow(response, after, send))
 
     async def cancel(scope: Scope, receive: Receive, send: Send) -> None:
         response = found(scope)
