@@ -26,6 +26,7 @@ from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
 from millrace.messages import Sampling
 from millrace.models import Model, inside
+from services.engine import pages
 from services.engine.scheduler import Chunk, Step
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
@@ -92,6 +93,7 @@ def prepared(folder: Path, root: Path) -> Path | None:
         return None
     out = root / "prepared" / hashlib.sha256(f"{of.digest} {machine()}".encode()).hexdigest()[:32]
     if out.exists():
+        pages.draw_in(_packed(out, Form.MIXED))
         return cache.used(out)
     try:
         with whole.making(out, _another) as made:
