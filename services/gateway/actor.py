@@ -46,15 +46,13 @@ from services.gateway.entry import Entry
 from services.gateway.gate import Gate
 from services.gateway.journey import Journey
 from services.gateway.ledger import Ledger, Watch
+from services.gateway.neighbours import Neighbours
 from services.gateway.ongoing import Ongoing
 from services.gateway.sight import Sight
 from services.gateway.view import View
 from services.gateway.visit import Visit
 
 TICK_S = 0.05
-SEEN_S = 2.0
-"""Everybody says twice a second that it is there."""
-
 MEET_S = 1.0
 """How long a new gateway waits for the others to say who they are; in a start of all they come later."""
 
@@ -99,7 +97,7 @@ class GatewayActor(Actor):
         self._given = given
         self._ledger = Ledger(id, Watch(given.silence_ms / 1e3, given.pings))
         self._sight = Sight(id, given, os.environ)
-        self._seen: dict[str, tuple[Here, float]] = {}  # by id
+        self._neighbours = Neighbours(id)
         self._models: dict[str, Model] = {}
         self._lanes: dict[Lane, float] = {}  # and when its consumer was asserted last
         self._undeclared = False  # a part of the queue is not as it is to be
@@ -136,8 +134,7 @@ class GatewayActor(Actor):
 
     def here(self, state: str, pid: int) -> Here:
         # Its tallies are long, and the other gateways alone want them.
-        others = any(here.role == Role.GATEWAY and here.id != self.id for here, _ in self._seen.values())
-        return self._told_whole(state, pid, tallies=others)
+        return self._told_whole(state, pid, tallies=self._neighbours.shared())
 
     def _told_whole(self, state: str, pid: int, *, tallies: bool = True) -> Here:
         counts = {**self.bus.counts, **self._ledger.counts, **self._sight.counts}
@@ -212,9 +209,8 @@ class GatewayActor(Actor):
     def missing(self) -> list[str]:
         if not self.bus.up:
             return ["nats"]
-        now = time.monotonic()
-        there = {h.role for h, at in self._seen.values() if h.state == "ready" and now - at < SEEN_S}
-        roles: list[str] = [r for r in (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER) if r not in there]
+        inner = (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER)
+        roles: list[str] = [*self._neighbours.missing(inner, time.monotonic())]
         return ["queue", *roles] if self._undeclared else roles
 
     async def families(self, *, whole: bool = True) -> list[Family]:
@@ -246,9 +242,7 @@ class GatewayActor(Actor):
         return self.view.picture([own, *self._others()], at=time.time(), whole=whole)
 
     def _others(self) -> list[Here]:
-        """Who else was here a moment ago."""
-        now = time.monotonic()
-        return [h for h, at in self._seen.values() if h.id != self.id and now - at < SEEN_S]
+        return self._neighbours.there(time.monotonic())
 
     async def metrics(self) -> bytes:
         return metrics.text(await self.families())
@@ -334,7 +328,7 @@ class GatewayActor(Actor):
     async def find(self, id: str, tenant: str, *, cancel: bool) -> m.Found | None:
         wanted = m.Find(id, tenant, cancel)
         found = self._found(wanted, Context("", "", 0))
-        if found is None and self._gateways() > 1:
+        if found is None and self._neighbours.gateways(time.monotonic()) > 1:
             try:
                 found = await self.bus.request(FIND.to(""), wanted, m.Found, FIND_S)
             except (NoResponder, NoAnswer):
@@ -483,14 +477,14 @@ class GatewayActor(Actor):
     def _orphaned(self, orphan: m.Orphan, context: Context) -> None:
         """Its owner did not answer. It is ended only if the owner is gone, not just away like we were."""
         now = time.monotonic()
-        owner = self._seen.get(m.owner_of(orphan.request))
-        if now - self._connected_at < ORPHAN_S or (owner and now - owner[1] < ORPHAN_S):
+        owner = m.owner_of(orphan.request)
+        if now - self._connected_at < ORPHAN_S or self._neighbours.heard_since(owner, now - ORPHAN_S):
             return
         self._do(self._ledger.orphan(orphan.lease))
 
     def _here(self, here: Here, context: Context) -> None:
         now = time.monotonic()
-        self._seen[here.id] = here, now
+        self._neighbours.heard(here, now)
         if here.role == Role.TOKENIZER and here.model not in self._models:
             self._models[here.model] = Model(
                 here.model, here.max_len, int(time.time()), here.voice, here.vectors
@@ -510,9 +504,7 @@ class GatewayActor(Actor):
             now = time.monotonic()
             self._do(self._ledger.tick(now) if self.bus.up else self._ledger.expire(now))
             self._sight.tick(now)
-            for id, (_, at) in list(self._seen.items()):
-                if now - at > 60:
-                    del self._seen[id]
+            self._neighbours.tick(now)
             await asyncio.sleep(TICK_S)
 
     async def _measure(self) -> None:
@@ -524,12 +516,9 @@ class GatewayActor(Actor):
             ended = self._ledger.counts["ended"]
             self._ended_per_s += 0.1 * (ended - before - self._ended_per_s)
             before = ended
-            if self._gate.refresh(self._gateways(), time.monotonic()):
+            now = time.monotonic()
+            if self._gate.refresh(self._neighbours.gateways(now), now):
                 await self._declare()
-
-    def _gateways(self) -> int:
-        now = time.monotonic()
-        return sum(h.role == self.role and now - at < SEEN_S for h, at in self._seen.values())
 
     def _look(self) -> None:
         """One second of the view."""
