@@ -44,6 +44,9 @@ PONG_S = 60
 """nats-py takes a pong that nobody waits for any more for an error of the connection: who gives up only looks
 away."""
 
+QUIET_S = 5.0
+"""Whoever waits so long for a server has more often its address wrong than its start to wait for."""
+
 PRINTABLE = re.compile(r"[\x21-\x7e]+")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 NO_RESPONDERS = "503"
@@ -108,6 +111,10 @@ class _Link(TcpTransport):
         else:
             assert self._io_writer is not None
             self._io_writer.write(command)
+
+    def drop(self) -> None:
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
 
     def __enter__(self) -> None:
         self._holding += 1
@@ -195,7 +202,10 @@ class Bus:
             )
         )
         try:
-            await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
+            ends = {connecting, refused}
+            if not (await asyncio.wait(ends, timeout=QUIET_S, return_when=asyncio.FIRST_COMPLETED))[0]:
+                log.warning("no NATS answers at %s yet: it is waited for", ", ".join(servers))
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             bus._closing = True
             connecting.cancel()
@@ -203,6 +213,7 @@ class Bus:
             ended = asyncio.gather(connecting, client.close(), return_exceptions=True)
             await asyncio.wait({ended}, timeout=CLOSE_S)
             ended.cancel()
+            bus._link.drop()
             raise
         if refused.done() and not client.is_connected:
             connecting.cancel()

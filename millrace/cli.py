@@ -125,9 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"millrace: {error.filename}: {error.strerror}", file=sys.stderr)
+        about = f"{error.filename}: " if error.filename else ""
+        print(f"millrace: {about}{error.strerror or error}", file=sys.stderr)
         return 1
     return status
 

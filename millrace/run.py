@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
@@ -62,12 +63,17 @@ def _builder(role: Role) -> Build:
 
 
 def _nats(given: settings.Process) -> str:
-    if not given.nats_file:
-        return given.nats
-    try:
-        return Path(given.nats_file).read_text().strip()
-    except OSError as error:
-        raise settings.SettingError(f"nats_file: {error}") from None
+    url = given.nats
+    if given.nats_file:
+        try:
+            url = Path(given.nats_file).read_text().strip()
+        except OSError as error:
+            raise settings.SettingError(f"nats_file: {error}") from None
+    parts = urlsplit(url)
+    if parts.scheme not in ("nats", "tls") or not parts.hostname:  # it may have a password: not to be shown
+        source = given.nats_file or "nats"
+        raise settings.SettingError(f"{source}: not an address like nats://{Role.ENGINE}:PASSWORD@HOST:4222")
+    return url
 
 
 async def _live(role: Role, given: settings.Process, id: str) -> int:

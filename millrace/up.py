@@ -40,10 +40,16 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         folder = control.state_dir(given)
         held.callback(os.close, claim(folder))
         http = early or held.enter_context(listen(given.host, given.port))
-        (folder / "log").mkdir(mode=0o700, exist_ok=True)
-        logging.basicConfig(
-            filename=folder / "log" / "up.log", level="INFO", format="%(asctime)s %(levelname)s %(message)s"
-        )
+        try:
+            (folder / "log").mkdir(mode=0o700, exist_ok=True)
+            logging.basicConfig(
+                filename=folder / "log" / "up.log",
+                level="INFO",
+                format="%(asctime)s %(levelname)s %(message)s",
+            )
+            launch = Launch(given, _environment(passed), folder, http, gpus)
+        except OSError as error:
+            raise CannotStart(f"cannot keep state in {folder}: {error.strerror}") from None
         view = panel.choose(sys.stdout, plain=given.plain, model=model.name, folder=folder, began=began)
         held.callback(view.close)
         front = _checked(Role.GATEWAY, passed)
@@ -51,7 +57,6 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         url = public_url(given.host, http.getsockname()[1])
         called, keyed = program(sys.argv[0]), bool(front.keys)
         welcome = Welcome(url, model.name, called, keyed=keyed, vectors=bool(model.vectors))
-        launch = Launch(given, _environment(passed), folder, http, gpus)
         service = Supervisor(given, front.drain_s, folder, http, view, trusted, welcome, launch)
         asyncio.run(service.run())
     return 0

@@ -298,6 +298,17 @@ async def test_the_state_directory_has_one_owner(start: Start) -> None:
     assert await up.stop() == 0
 
 
+@pytest.mark.parametrize("name", ["log", "nats"])
+async def test_a_state_directory_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    """In one line, whatever part of it: a full disk ends there, too."""
+    (tmp_path / name).write_text("in the way")
+    flags = ("--model", "sim", "--port", 0, "--state-dir", tmp_path)
+    status, out, err = await call("up", *flags, env=environment({}))
+
+    assert (1, "", 1) == (status, out, err.count("\n"))
+    assert f"cannot keep state in {tmp_path}" in err
+
+
 async def test_a_taken_port_is_named(tmp_path: Path) -> None:
     """The message says which port, and nothing is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

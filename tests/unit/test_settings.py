@@ -118,6 +118,29 @@ def test_what_the_system_refuses_is_said_in_a_line(
     assert (1, f"millrace: {tmp_path}: Is a directory\n") == (status, capsys.readouterr().err)
 
 
+def test_an_address_that_is_none_is_refused_without_showing_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """It may have a password in it."""
+    status = cli.main(["engine", "--nats", "engine:secret@here:4222"])
+    said = capsys.readouterr().err
+
+    assert (2, 1) == (status, said.count("\n"))
+    assert "nats: not an address" in said and "secret" not in said
+
+
+def test_what_is_refused_elsewhere_is_said_in_a_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a path: a password that NATS does not take, a port that somebody else has."""
+
+    def refused(command: str, args: object) -> int:
+        raise PermissionError("NATS refused the credentials")
+
+    monkeypatch.setattr(cli, "_run", refused)
+    status = cli.main(["version"])
+
+    assert (1, "millrace: NATS refused the credentials\n") == (status, capsys.readouterr().err)
+
+
 def test_a_named_file_that_is_not_there_is_an_error(config: Path) -> None:
     """Only the file nobody asked for may be missing."""
     with pytest.raises(SettingError, match="is not there"):
