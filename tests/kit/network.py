@@ -31,6 +31,7 @@ class Network:
         self._down_until = 0.0  # NATS
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+        self._last: dict[tuple[str, str], float] = {}  # arrival of what one said to another in order
 
     # -- time
 
@@ -99,6 +100,10 @@ class Network:
             delay = self._random.uniform(0.0001, 0.002)
             if self.loses():
                 delay = self._random.uniform(0.01, 0.5)
+            else:  # NATS keeps the order in which one says things to another
+                pair = source.id, target
+                delay = max(delay, self._last.get(pair, 0.0) - self.now + 1e-9)
+                self._last[pair] = self.now + delay
             self.at(delay, lambda: self._arrive(node, what, act))
         return True
 
