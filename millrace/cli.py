@@ -60,6 +60,7 @@ HELP = {
     "queue": "jobs that may wait and run at once, all models together",
     "tenant_queue": "with keys: jobs of one tenant that may wait and run, for each model",
     "keys": "a file with the keys that clients need, or its JSON itself (empty: everybody may come)",
+    "origins": "web pages of these origins may ask from a browser: https://example.org,... or *",
     "deadline_s": "seconds a request may take; a client may ask for less",
     "max_body": "bytes a request's body may have",
     "drain_s": "seconds that streams may go on after SIGTERM",

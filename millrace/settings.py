@@ -44,6 +44,7 @@ class Gateway(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     replicas: Count = 1  # servers of a NATS cluster that each keep the job queue
     tenant_queue: Count = 64  # with keys: jobs of one tenant waiting and running, for each model
     keys: str = ""  # a key file (`millrace/keys.py`), or its JSON itself; empty: no key is asked for
+    origins: str = ""  # whose web pages may ask from a browser, with commas; "*": anybody's
     deadline_s: Seconds = 120.0  # a client may ask for less
     max_body: Count = 4 << 20
     drain_s: Measure = 30.0  # how long streams may go on after SIGTERM

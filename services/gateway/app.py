@@ -21,6 +21,7 @@ from services.gateway import fault
 from services.gateway.connection import Connection
 from services.gateway.desk import Desk
 from services.gateway.gate import Gate
+from services.gateway.origins import allowed
 from services.gateway.routes import routes
 from services.gateway.visit import Visit
 from services.gateway.watched import watched
@@ -56,6 +57,7 @@ def build(desk: Desk, settings: Gateway, gate: Gate | None = None) -> Litestar:
         before_send=[before_send],
         exception_handlers={Exception: refuse},
         openapi_config=None,
+        cors_config=allowed(settings.origins),
         logging_config=None,
         debug=False,  # whatever the environment says: no traceback leaves in a response
     )

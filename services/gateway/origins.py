@@ -1,0 +1,37 @@
+"""Which web pages may ask from a browser: what it is told about pages of other origins (CORS).
+
+Programs that are no browsers are not concerned. Without the setting a page has to come from this service.
+"""
+
+import re
+
+from litestar.config.cors import CORSConfig
+
+from millrace.settings import SettingError
+
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[\w.:*\[\]-]+", re.ASCII)
+
+TOLD = [
+    "x-request-id",
+    "x-trace-id",
+    "x-should-retry",
+    "retry-after",
+    "retry-after-ms",
+    "x-millrace-queue-position",
+    "x-millrace-queue-estimate-ms",
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens")
+    ),
+]
+"""Headers of answers that such a page may read."""
+
+
+def allowed(origins: str) -> CORSConfig | None:
+    """`origins` as the setting has it: with commas between them, `*` for all or for a part of one."""
+    names = [name for given in origins.split(",") if (name := given.strip())]
+    for name in names:
+        if name != "*" and not ORIGIN.fullmatch(name):
+            raise SettingError(f"origins: {name!r} is no origin, like https://example.org:8443")
+    return CORSConfig(allow_origins=names, expose_headers=TOLD) if names else None
