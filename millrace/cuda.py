@@ -4,7 +4,7 @@ Two Python packages have the same modules: `onnxruntime`, which knows processors
 ONNX Runtime falls back to the processor without an error where CUDA cannot be had; here that is one.
 
 `found()` looks at packages, driver and devices, and is quick. `tried()` opens a session on a device, in a
-process of its own, since libraries that do not fit may end it: only that is certain.
+process of its own (`gpu_trial.py`), since libraries that do not fit may end it: only that is certain.
 """
 
 import os
@@ -138,7 +138,7 @@ def tried(at: int = 0) -> str:
     """A session on this device, in a process of its own: empty, or what ONNX Runtime said."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "millrace.cuda", str(at)],
+            [sys.executable, "-P", "-m", "millrace.gpu_trial", str(at)],
             capture_output=True,
             text=True,
             timeout=TRIAL_S,
@@ -209,25 +209,3 @@ def _visible(devices: list[Device], shown: str | None) -> list[Device]:
         else:
             break
     return seen
-
-
-def _main(at: int) -> int:
-    import numpy as np  # noqa: PLC0415 - an engine's dependencies, which a look at the machine does not need
-
-    from millrace.convert.graph import Graph, Inline  # noqa: PLC0415
-    from millrace.convert.runtime import NoCuda, session  # noqa: PLC0415
-
-    graph = Graph("trial", Inline())
-    graph.node("Add", *2 * [graph.input("x", np.float32, [1])], named=("y",))
-    graph.output("y", np.float32, [1])
-    try:
-        made = session(graph.model().SerializeToString(), gpu=at)
-        (found,) = made.run(["y"], {"x": np.ones(1, np.float32)})
-    except NoCuda as error:
-        sys.stdout.write(f"{error}\n")
-        return 1
-    return 0 if found.tolist() == [2.0] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(_main(int(sys.argv[1])))
