@@ -5,11 +5,9 @@ elsewhere is guided on from the tokens that were committed, as if nothing had ha
 """
 
 import threading
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +17,6 @@ if TYPE_CHECKING:  # loaded when first needed: the start does not wait for it
     from llguidance import LLMatcher
 
     from millrace.grammar import Grammars
-    from services.engine.sequence import Sequence
 
 STACK = 64 << 20
 """Of the thread that compiles. The tokenizer has tried every grammar on an eighth of it."""
@@ -67,49 +64,6 @@ class Guide:
             self.failed = matcher.is_error()
             self._mask = None if self.failed else self._room
         return self._mask
-
-
-class Ahead:
-    """What the rows of a step may say, seen to while the model runs: it depends on no logits.
-
-    By a thread and two queues: an executor's locks, and its futures', let go of the interpreter, so that the
-    step would wait for the first mask before it begins.
-    """
-
-    def __init__(self) -> None:
-        self._asked: SimpleQueue[list[Sequence]] = SimpleQueue()
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._under_way = False
-
-    def begin(self, sequences: list["Sequence"]) -> None:
-        if guided := [s for s in sequences if s.guide is not None]:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=_look, args=(self._asked, self._done), name="masks", daemon=True
-                )
-                self._thread.start()
-                weakref.finalize(self, self._asked.put, [])
-            self._asked.put(guided)
-            self._under_way = True
-
-    def end(self) -> None:
-        """They are all there."""
-        if self._under_way:
-            self._under_way = False
-            if error := self._done.get():
-                raise error
-
-
-def _look(asked: "SimpleQueue[list[Sequence]]", done: "SimpleQueue[BaseException | None]") -> None:
-    """Until nobody is left to ask."""
-    while sequences := asked.get():
-        try:
-            for sequence in sequences:
-                sequence.look()
-            done.put(None)
-        except BaseException as error:
-            done.put(error)
 
 
 class Guides:

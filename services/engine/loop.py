@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from millrace.messages import Odds
-from services.engine.guide import Ahead, Guides
+from services.engine.ahead import Ahead
+from services.engine.guide import Guides
 from services.engine.odds import odds, of_prompt
 from services.engine.pool import Vectors
 from services.engine.prefix import Keeper

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from millrace.grammar import GrammarError, Grammars
 from millrace.messages import Chat, Form, Sampling, Voice
-from services.engine.guide import Ahead, Guide
+from services.engine.ahead import Ahead
+from services.engine.guide import Guide
 from services.engine.sample import Candidates, choose
 from services.engine.sequence import Sequence
 from services.gateway.desk import Piece
