@@ -174,14 +174,20 @@ def test_a_suspect_runs_alone_and_is_given_up_in_the_end() -> None:
     assert [5] == [e.letter.deaths for e in effects if isinstance(e, Bury)]
 
 
-def test_a_suspect_waits_for_what_its_engine_does_not_know_yet() -> None:
-    """Its claim may be older than the grant of another: the engine said that nothing runs there."""
+def suspected() -> tuple[Ledger, Entry, Entry]:
+    """Two engines died of it; gw-2 is there too, and has done nothing."""
     ledger, entry = opened()
     other = Entry(structs.replace(entry.prompt, request="gw-2"), "sim", opened_at=0.0, deadline=100.0)
     ledger.open(other)
     for i in range(2):
         claim(ledger, f"e{i}", f"L{i}", now=float(i))
         ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
+    return ledger, entry, other
+
+
+def test_a_suspect_waits_for_what_its_engine_does_not_know_yet() -> None:
+    """Its claim may be older than the grant of another: the engine said that nothing runs there."""
+    ledger, _, _ = suspected()
     ledger.claim(m.Claim("gw-2", "e2", "M1", 1), 2.0)
 
     assert isinstance(claim(ledger, "e2", "L2", now=2.0), m.Wait)
@@ -190,12 +196,7 @@ def test_a_suspect_waits_for_what_its_engine_does_not_know_yet() -> None:
 
 def test_nothing_is_granted_beside_what_runs_alone() -> None:
     """The claim may be older than the grant of the suspect. The job is delivered again, to another."""
-    ledger, entry = opened()
-    other = Entry(structs.replace(entry.prompt, request="gw-2"), "sim", opened_at=0.0, deadline=100.0)
-    ledger.open(other)
-    for i in range(2):
-        claim(ledger, f"e{i}", f"L{i}", now=float(i))
-        ledger.unanswered(f"e{i}", gone=True, now=i + 0.5)
+    ledger, entry, other = suspected()
     assert isinstance(claim(ledger, "e2", "L2", now=2.0), m.Granted)
 
     reply, effects = ledger.claim(m.Claim("gw-2", "e2", "M1", 0), 2.0)
