@@ -5,7 +5,6 @@ Carried in NATS headers, as W3C trace context has it, so that any hop can join t
 
 import re
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -70,8 +69,3 @@ def valid_tracestate(value: str) -> str:
     members = [member.strip() for member in value.split(",")] if len(value) <= 512 else []
     good = 0 < len(members) <= 32 and all(_STATE_MEMBER.fullmatch(member) for member in members)
     return ",".join(members) if good else ""
-
-
-def wall(at: float) -> float:
-    """A moment of the monotonic clock as unix seconds. Asked anew each time: the wall clock may be set."""
-    return time.time() - time.monotonic() + at

@@ -11,7 +11,8 @@ from millrace.actor import Actor
 from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
 from millrace.messages import Here, Message
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, Role
-from millrace.telemetry import Context, wall
+from millrace.telemetry import Context
+from millrace.wall import wall
 from services.detokenizer.decode import TextDecoder, load_tokenizer
 from services.detokenizer.scribe import Ask, Effect, Scribe
 

@@ -20,7 +20,8 @@ from millrace.messages import Here, Message
 from millrace.pull import Delivery, Pull
 from millrace.resources import resident
 from millrace.subjects import BELL, ENGINE, GATEWAY, Role, model_key
-from millrace.telemetry import Context, wall
+from millrace.telemetry import Context
+from millrace.wall import wall
 from services.engine import draft, sim
 from services.engine.lookup import Lookup
 from services.engine.loop import Model, Noted, StepLoop

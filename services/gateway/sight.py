@@ -15,8 +15,9 @@ from millrace.outlet import Outlet
 from millrace.settings import Gateway
 from millrace.spans import Process, Span
 from millrace.subjects import Role
-from millrace.telemetry import trace_of, wall
+from millrace.telemetry import trace_of
 from millrace.tracefile import TraceFile
+from millrace.wall import wall
 from services.gateway.entry import Entry
 from services.gateway.journey import Journey, Journeys, Stay
 from services.gateway.tally import Tally

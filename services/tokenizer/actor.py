@@ -18,7 +18,8 @@ from millrace.errors import Code, Failure
 from millrace.jetstream import JetStream
 from millrace.messages import Here, Message, Voice
 from millrace.subjects import JOBS, TOKENIZER, Role, lane_of, model_key
-from millrace.telemetry import Context, wall
+from millrace.telemetry import Context
+from millrace.wall import wall
 from services.tokenizer.encode import Encoder
 from services.tokenizer.trial import Trial
 from services.tokenizer.voice import thinking
