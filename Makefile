@@ -43,8 +43,8 @@ compose-test: setup  ## docker-compose.yml on a real Docker engine: scaled, kill
 simulate: setup    ## the protocol's state machines in SEEDS simulated worlds
 	$(BIN)/python -m tests.simulate --seeds $(or $(SEEDS),10000) $(ARGS)
 
-bench: setup       ## what it costs, measured here and now
-	$(BIN)/python -m bench $(ARGS)
+bench: setup       ## what it costs, measured here and now; LLAMA=DIR: beside the llama-server that is there
+	$(BIN)/python -m bench$(if $(LLAMA),.peer --llama $(LLAMA)) $(ARGS)
 
 docs: setup        ## write docs/wire.md and deploy/helm/nats.yaml from the contracts
 	$(BIN)/python -m tests.contract.wire

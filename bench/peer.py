@@ -298,9 +298,9 @@ def _answers(url: str) -> bool:
         return False
 
 
-async def measure(args: argparse.Namespace, work: Path) -> None:
-    folder = twins.ours(work, args.shape, args.quant)
-    file = twins.theirs(work, args.shape, args.quant, args.llama / "llama-quantize")
+async def measure(args: argparse.Namespace, work: Path, shape: str, quant: str) -> dict[str, Case]:
+    folder = twins.ours(work, shape, quant)
+    file = twins.theirs(work, shape, quant, args.llama / "llama-quantize")
     max_len = LONG + 256
     cases: dict[str, Case] = {}
     async with contextlib.AsyncExitStack() as held:
@@ -325,13 +325,12 @@ async def measure(args: argparse.Namespace, work: Path) -> None:
         names = [server.name for server in servers]
         alone = Alone(folder, work / "millrace", SLOTS, max_len)
         rounds = Round(servers, alone, cases)
-        for done in range(args.rounds + 1):
+        await rounds.streams(SLOTS, 128, 0)
+        cases.clear()  # the first steps meet cold pages, on all sides
+        for done in range(1, args.rounds + 1):
             await rounds.run(args.streams, 1.3 if args.fast else 1.0)
-            if not done:
-                cases.clear()  # the first steps meet cold pages, on all sides
-            print(f"round {done} of {args.rounds}", file=sys.stderr, flush=True)
-        print(f"\n### {args.shape} {args.quant}, {args.rounds} rounds\n")
-        print(machine.describe())
+            print(f"{shape} {quant}: round {done} of {args.rounds}", file=sys.stderr, flush=True)
+        print(f"\n### {shape} {quant}, {args.rounds} rounds\n")
         memory = plan.bandwidth(4 * plan.PROBE_BYTES) / 1e9
         print(f"memory reads {memory:.1f} GB/s; load {os.getloadavg()[0]:.1f}\n")
         heads = [*names, "share of the better", "target", ALONE, "share of it"]
@@ -348,8 +347,17 @@ async def measure(args: argparse.Namespace, work: Path) -> None:
             read = plan.needs(models.find(str(folder))).read / 1e9
             rate = read / statistics.median(single[0].values[ALONE]) * 1e3
             print(f"\nThe engine alone, one stream: {rate:.1f} GB/s of weights, {rate / memory:.0%} of that")
+    return cases
+
+
+async def compare(args: argparse.Namespace, work: Path) -> None:
+    print(machine.describe())
+    values = {}
+    for shape, quant in itertools.product(args.shape, args.quant):
+        cases = await measure(args, work, shape, quant)
+        values[f"{shape} {quant}"] = {name: case.values for name, case in cases.items()}
         if args.json:
-            args.json.write_text(json.dumps({name: case.values for name, case in cases.items()}, indent=1))
+            args.json.write_text(json.dumps(values, indent=1))
 
 
 def main() -> int:
@@ -357,9 +365,9 @@ def main() -> int:
     parser.add_argument(
         "--llama", type=Path, required=True, help="the folder with llama-server and llama-quantize"
     )
-    parser.add_argument("--shape", choices=twins.SHAPES, default="135m")
-    parser.add_argument("--quant", choices=twins.PEER, default="int8")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shape", nargs="+", choices=twins.SHAPES, default=["135m", "0.6b"])
+    parser.add_argument("--quant", nargs="+", choices=twins.PEER, default=["int8"])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     parser.add_argument("--speculate", action="store_true", help="let Millrace guess ahead")
     parser.add_argument("--fast", action="store_true", help="let Millrace prefill in its fast mode")
@@ -369,7 +377,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).absolute()
         work.mkdir(exist_ok=True)
-        uvloop.run(measure(args, work))
+        uvloop.run(compare(args, work))
     return 0
 
 
