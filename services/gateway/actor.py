@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import random
 import secrets
 import time
 from collections import Counter
@@ -26,19 +25,16 @@ from millrace.subjects import (
     DEAD,
     FIND,
     GATEWAY,
-    JOBS,
     ORPHANS,
     PRESENCE,
-    STREAMS,
     TOKENIZER,
     Lane,
     Role,
     Send,
-    consumer,
     model_key,
 )
 from millrace.telemetry import Context, child_of, is_sampled
-from services.gateway import app, kill
+from services.gateway import app, kill, waits
 from services.gateway.bells import Rounds, bells
 from services.gateway.desk import Answer, Ask, Model
 from services.gateway.effects import Bury, Check, Delete, Effect, Lost, Probe, Resubmit, Settle
@@ -48,6 +44,7 @@ from services.gateway.journey import Journey
 from services.gateway.ledger import Ledger, Watch
 from services.gateway.neighbours import Neighbours
 from services.gateway.ongoing import Ongoing
+from services.gateway.queue import Queue
 from services.gateway.sight import Sight
 from services.gateway.view import View
 from services.gateway.visit import Visit
@@ -61,11 +58,6 @@ ORPHAN_S = 5.0
 
 ADMIT_S = 1.5
 """A tokenizer takes milliseconds for a prompt, and at most a second waiting for the store."""
-
-LEFTOVER_S = 30.0
-
-ASSERT_S = 300.0
-"""How long a tenant's consumer is taken to be there; unused, it goes after UNUSED_S."""
 
 FIND_S = 0.3
 """An owner answers within a millisecond; who knows no such request does not answer."""
@@ -99,17 +91,16 @@ class GatewayActor(Actor):
         self._sight = Sight(id, given, os.environ)
         self._neighbours = Neighbours(id)
         self._models: dict[str, Model] = {}
-        self._lanes: dict[Lane, float] = {}  # and when its consumer was asserted last
-        self._undeclared = False  # a part of the queue is not as it is to be
+        self._queue = Queue(self._stored, given, gate)
+        self._rate = waits.Rate()
         self._connected_at = time.monotonic()
-        self._ended_per_s = 0.0  # a moving average, for Retry-After
         self._serving: app.Serving | None = None
         self.draining = False
 
     # -- life
 
     async def start(self) -> None:
-        await self._declare()
+        await self._queue.declare()
         await self.bus.listen(Inbox(GATEWAY.to(self.id), m.ToGateway, self._told))
         await self.bus.listen(Inbox(ORPHANS.to(""), m.Orphan, self._orphaned, queue="gateways"))
         await self.bus.listen(Inbox(FIND.to(""), m.Find, self._found))
@@ -117,7 +108,7 @@ class GatewayActor(Actor):
         await self._meet()
         self._serving = await app.serve(app.build(self, self._given, self._gate), self._given)
         self.spawn(self._tick())
-        self.spawn(self._measure())
+        self.spawn(self._each_second())
         self.spawn(self._declare_again())
         if self._gate.closed:
             self.spawn(self._ring_on())
@@ -144,7 +135,7 @@ class GatewayActor(Actor):
 
     async def reconnected(self) -> None:
         self._connected_at = time.monotonic()
-        await self._declare()
+        await self._queue.declare()
         self._do(self._ledger.reconnected(time.monotonic()))
 
     async def drain(self) -> None:
@@ -156,39 +147,12 @@ class GatewayActor(Actor):
         await super().stop()
         await asyncio.to_thread(self._sight.close)
 
-    async def _declare(self) -> None:
-        done = True
-        for stream in STREAMS:
-            config = stream.config(replicas=self._given.replicas)
-            if stream is JOBS:
-                # No job outlives its deadline. One that is stored for longer is a place lost, as after a
-                # full disk, when the server could not write down that it was done.
-                each = self._given.tenant_queue if self._gate.closed else 0
-                # There is room for what each tenant may have, so that none is refused for another's sake.
-                lanes = len(self._gate.tenants) * max(len(self._models), 1)
-                config = stream.config(
-                    max(self._given.queue, each * lanes),
-                    max_age_s=self._given.deadline_s + LEFTOVER_S,
-                    replicas=self._given.replicas,
-                    each=each,
-                )
-            done &= await self._stored.declare_stream(config)
-        for lane in list(self._lanes):  # others may come meanwhile
-            done &= await self._assert(lane)
-        self._undeclared = not done
-
-    async def _assert(self, lane: Lane) -> bool:
-        self._lanes[lane] = time.monotonic()
-        done = await self._stored.declare_consumer(JOBS.name, consumer(lane))
-        self._undeclared = self._undeclared or not done
-        return done
-
     async def _declare_again(self) -> None:
         """A cluster that has no leader yet makes no stream, and a busy server may not answer in time."""
         while True:
             await asyncio.sleep(DECLARE_S)
-            if self._undeclared and self.bus.up:
-                await self._declare()
+            if self.bus.up and not self._queue.ready:
+                await self._queue.declare()
 
     # -- those who come and go
 
@@ -211,7 +175,7 @@ class GatewayActor(Actor):
             return ["nats"]
         inner = (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER)
         roles: list[str] = [*self._neighbours.missing(inner, time.monotonic())]
-        return ["queue", *roles] if self._undeclared else roles
+        return roles if self._queue.ready else ["queue", *roles]
 
     async def families(self, *, whole: bool = True) -> list[Family]:
         """The numbers of the whole service, or of this gateway alone."""
@@ -298,9 +262,7 @@ class GatewayActor(Actor):
         journey = self._sight.opened(entry, ask.visit.traceparent, now)
         self._ledger.open(entry)
         try:
-            lane = entry.lane
-            if now - self._lanes.get(lane, 0.0) > ASSERT_S:
-                await self._assert(lane)
+            await self._queue.open(entry.lane, now)
             await self._admit(entry, prompt, journey)
         except Failure as failure:
             self._do(self._ledger.cancel(entry.request, failure))
@@ -315,15 +277,15 @@ class GatewayActor(Actor):
         if allowance and not entry.ended:
             charged = entry.prompt_tokens + (ask.max_tokens or 0)
             allowance.spend(charged)
-        ask.visit.queue = self._queue(entry)
+        ask.visit.queue = self._waits(entry)
         live.prompt_tokens, live.thinking = entry.prompt_tokens, entry.thinking
         live.echoes = [entry.echo]
         return live
 
-    def _queue(self, entry: Entry) -> tuple[int, int]:
+    def _waits(self, entry: Entry) -> tuple[int, int]:
         """Its position and, in milliseconds, how long it may take until it runs."""
-        position, ahead = self._ledger.position(entry)
-        return position, int(1000 * ahead / self._ended_per_s) if self._ended_per_s > 0.01 else -1
+        position, ahead = waits.position(entry, self._ledger.entries.values())
+        return position, self._rate.wait_ms(ahead)
 
     async def find(self, id: str, tenant: str, *, cancel: bool) -> m.Found | None:
         wanted = m.Find(id, tenant, cancel)
@@ -339,7 +301,7 @@ class GatewayActor(Actor):
         entries = self._ledger.find(wanted.id, wanted.tenant)
         if not entries:
             return None
-        position, estimate_ms = max(self._queue(entry) for entry in entries)
+        position, estimate_ms = max(self._waits(entry) for entry in entries)
         found = m.Found(
             entries[0].model,
             "queued" if all(entry.queued for entry in entries) else "running",
@@ -386,7 +348,9 @@ class GatewayActor(Actor):
                     self._ring([entry])
                     return
                 failure = answer.failure()
-                failure.retry_after = self._retry_after() if failure.meaning.retry else None
+                failure.retry_after = (
+                    self._rate.retry_after(len(self._ledger.entries)) if failure.meaning.retry else None
+                )
                 if failure.code is Code.QUEUE_FULL:
                     self._ring([entry])  # its places may be held by jobs of a gateway that is gone
                 if failure.code is not Code.UNAVAILABLE:
@@ -435,12 +399,6 @@ class GatewayActor(Actor):
             if isinstance(told, m.Refused):
                 raise told.failure()
             return told
-
-    def _retry_after(self) -> float:
-        """When a place in the queue is likely, spread so that the refused do not all come back at once."""
-        backlog = max(len(self._ledger.entries), 1)
-        estimate = backlog / self._ended_per_s if self._ended_per_s > 0.01 else 1.0
-        return min(max(estimate, 1.0) * random.uniform(0.75, 1.25), 60.0)
 
     def cancel(self, request: str) -> None:
         """Synchronous, so that it also runs while the caller's task is being cancelled."""
@@ -493,9 +451,9 @@ class GatewayActor(Actor):
         self._do(self._ledger.here(here, now))
 
     async def _offered(self, model: str) -> None:
-        await self._assert(Lane(model_key(model)))
+        await self._queue.open(Lane(model_key(model)), time.monotonic())
         if self._gate.closed:
-            await self._declare()  # there is one more model that each tenant has a part of
+            await self._queue.declare()  # there is one more model that each tenant has a part of
 
     # -- time
 
@@ -507,18 +465,14 @@ class GatewayActor(Actor):
             self._neighbours.tick(now)
             await asyncio.sleep(TICK_S)
 
-    async def _measure(self) -> None:
-        """How many requests end in a second, averaged over some ten seconds."""
-        before = 0
+    async def _each_second(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             self._look()
-            ended = self._ledger.counts["ended"]
-            self._ended_per_s += 0.1 * (ended - before - self._ended_per_s)
-            before = ended
+            self._rate.measured(self._ledger.counts["ended"])
             now = time.monotonic()
             if self._gate.refresh(self._neighbours.gateways(now), now):
-                await self._declare()
+                await self._queue.declare()
 
     def _look(self) -> None:
         """One second of the view."""

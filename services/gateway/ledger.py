@@ -18,6 +18,7 @@ from millrace import messages as m
 from millrace.errors import Code, Failure
 from millrace.subjects import ACK_WAIT_S, DETOKENIZER, ENGINE, Send
 from services.gateway.desk import Piece
+from services.gateway.detokenizers import Detokenizers
 from services.gateway.effects import Bury, Check, Delete, Effect, Lost, Probe, Resubmit, Settle
 from services.gateway.entry import Entry
 from services.gateway.kin import WAIT_S, Kin
@@ -31,9 +32,6 @@ HANG_S = 10.0
 
 RESENDS = 2
 """Unanswered ones until the detokenizer, not the engine, is taken to be at fault."""
-
-SEEN_S = 2.0
-"""A detokenizer is offered work while its last sign of life is younger than this (it gives two a second)."""
 
 SLOW_S = ACK_WAIT_S / 2
 """However slow its steps, an engine is asked after this much silence: what it holds is renewed in time."""
@@ -55,7 +53,7 @@ class Ledger:
         self.counts: Counter[str] = Counter()
         self._watch = watch or Watch()
         self._peers = Peers(self._watch.pings)
-        self._detokenizers: dict[str, float] = {}  # id -> last seen
+        self._detokenizers = Detokenizers()
         self._kin = Kin()
         self._alone: dict[str, str] = {}  # the request that was granted an engine last for itself, by engine
 
@@ -75,21 +73,6 @@ class Ledger:
                 or (entry.visit and entry.visit.request_id == id.encode("utf-8", "replace"))
             )
         ]
-
-    def position(self, entry: Entry) -> tuple[int, int]:
-        """Its place among its tenant's jobs that wait, from 1, and how many are ahead of it in fact, as
-        tenants take turns. (0, 0) if it does not wait. Jobs of other gateways are not counted."""
-        if not entry.queued:
-            return 0, 0
-        ahead: Counter[str] = Counter(
-            other.prompt.tenant
-            for other in self.entries.values()
-            if other.queued and other.seq < entry.seq and other.prompt.model == entry.prompt.model
-        )
-        position = ahead[entry.prompt.tenant] + 1
-        return position, position - 1 + sum(
-            min(count, position) for tenant, count in ahead.items() if tenant != entry.prompt.tenant
-        )
 
     def open(self, entry: Entry) -> None:
         self.entries[entry.request] = entry
@@ -469,10 +452,7 @@ class Ledger:
     def reconnected(self, now: float) -> list[Effect]:
         """NATS is back. What was on its way is lost; silence until now says nothing of anybody."""
         self._peers.reconnected(now)
-        last = max(self._detokenizers.values(), default=now)
-        for id, seen in self._detokenizers.items():
-            if last - seen < SEEN_S:  # it was there when NATS went away
-                self._detokenizers[id] = now
+        self._detokenizers.reconnected(now)
         for entry in self.entries.values():
             entry.alive_at = entry.progress_at = now
             entry.checked_at = min(entry.checked_at, now - 1.5)  # a queued job is looked for soon
@@ -497,9 +477,7 @@ class Ledger:
         if here.role == "detokenizer":
             if here.state != "ready":
                 return self._detokenizer_gone(here.id, now)
-            new = here.id not in self._detokenizers
-            self._detokenizers[here.id] = now
-            if new:
+            if self._detokenizers.ready(here.id, now):
                 waiting = [e for e in self.entries.values() if e.engine and not (e.detokenizer or e.vector)]
                 return [effect for entry in waiting for effect in self._switch(entry, here.id, now)]
         if self._peers.grace(now) and here.role == "engine":
@@ -507,14 +485,10 @@ class Ledger:
         return []
 
     def _pick_detokenizer(self, now: float, but: str = "") -> str:
-        there = [id for id, seen in self._detokenizers.items() if now - seen < SEEN_S and id != but]
-        if len(there) <= 1:
-            return there[0] if there else ""
-        load = Counter(entry.detokenizer for entry in self.entries.values())
-        return min(there, key=lambda id: (load[id], id))
+        return self._detokenizers.pick((entry.detokenizer for entry in self.entries.values()), now, but)
 
     def _detokenizer_gone(self, id: str, now: float) -> list[Effect]:
-        if self._detokenizers.pop(id, None) is None:
+        if not self._detokenizers.gone(id):
             return []
         other = self._pick_detokenizer(now)
         effects: list[Effect] = []

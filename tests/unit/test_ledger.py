@@ -431,18 +431,6 @@ def test_before_the_first_token_any_kind_will_do() -> None:
     assert isinstance(granted, m.Granted) and not granted.strange
 
 
-def test_who_died_before_nats_did_gets_nothing_when_it_is_back() -> None:
-    """All were silent meanwhile. Those that spoke until then are there again; one that had nothing in hand
-    when it died was missed by nobody."""
-    ledger, _ = opened()  # d1 was there
-    for id in ("d2", "d3"):
-        ledger.here(m.Here("detokenizer", id, 1, "ready"), 10.0)
-    ledger.reconnected(20.0)
-    reply = claim(ledger, now=20.1)
-
-    assert isinstance(reply, m.Granted) and "d2" == reply.detokenizer
-
-
 def test_a_vector_has_no_detokenizer() -> None:
     """None is told of it, whichever come and go; asked for again, it is asked of its engine alone; and only
     the current epoch's counts."""
