@@ -374,6 +374,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="where to keep what is made (default: nowhere)")
     parser.add_argument("--json", type=Path, help="write every value here too")
     args = parser.parse_args()
+    # Stopped from outside, too, it leaves no server behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).absolute()
         work.mkdir(exist_ok=True)
