@@ -6,6 +6,7 @@ middle of it, and letting go of the job are here, once.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,16 @@ from typing import Any, Literal
 import msgspec
 from litestar import route
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPResponseStartEvent, Receive, Scope, Send
+from litestar.types import (
+    ASGIApp,
+    HTTPResponseBodyEvent,
+    HTTPResponseStartEvent,
+    Message,
+    Method,
+    Receive,
+    Scope,
+    Send,
+)
 
 from millrace.errors import Code, Failure
 from millrace.settings import Gateway
@@ -138,16 +148,38 @@ class Counter:
         )
 
 
-def at(method: Literal["GET", "HEAD", "POST", "DELETE"], path: str, app: ASGIApp) -> HTTPRouteHandler:
-    """The route of an application."""
+def at(method: Literal["GET", "POST", "DELETE"], path: str, app: ASGIApp) -> HTTPRouteHandler:
+    """The route of an application. Where GET works, HEAD does: those who look whether we are well ask so."""
+    methods: list[Method] = ["GET", "HEAD"] if method == "GET" else [method]
 
     @route(
-        path, http_method=[method], status_code=200
+        path, http_method=methods, status_code=200
     )  # the application says its own; DELETE's 204 has no body
     async def mounted() -> ASGIApp:
-        return app
+        return _heading(app) if method == "GET" else app
 
     return mounted
+
+
+class _Begun(BaseException):
+    """The headers are sent, and the rest was not asked for. No failure: nobody is to catch it on its way."""
+
+
+def _heading(app: ASGIApp) -> ASGIApp:
+    """Answers HEAD with what the application's answer to GET begins with, even where that never ends."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def begin(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.start":
+                end: HTTPResponseBodyEvent = {"type": "http.response.body", "body": b"", "more_body": False}
+                await send(end)
+                raise _Begun
+
+        with contextlib.suppress(_Begun):
+            await app(scope, receive, begin if scope.get("method") == "HEAD" else send)
+
+    return answer
 
 
 async def _outcome(work: Coroutine[Any, Any, None]) -> Failure | None:

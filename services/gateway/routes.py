@@ -1,8 +1,7 @@
 """All routes: those of the public surfaces, and those that say how the service is."""
 
-from litestar import route
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import Receive, Scope, Send
 
 from millrace.errors import Code, Failure
 from millrace.metrics import CONTENT_TYPE
@@ -17,6 +16,7 @@ from services.gateway.surfaces import anthropic, embeddings, ollama, openai, req
 from services.gateway.visit import Visit
 
 TEXT = (b"content-type", CONTENT_TYPE)
+WELL = {"status": "ok"}
 
 
 def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
@@ -32,18 +32,13 @@ def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
 
 
 def _health(desk: Desk) -> list[HTTPRouteHandler]:
-    @route(["/health", "/readyz"], http_method=["GET", "HEAD"])
-    async def readyz() -> ASGIApp:
+    async def ready(scope: Scope, receive: Receive, send: Send) -> None:
         missing = desk.missing()
         if desk.draining:
             raise Failure(Code.DRAINING, fault.DRAINING)
         if missing:
             raise Failure(Code.UNAVAILABLE, f"Not ready, missing: {', '.join(missing)}.")
-        return told({"status": "ok"})
-
-    @route("/livez", http_method=["GET", "HEAD"])
-    async def livez() -> ASGIApp:
-        return told({"status": "ok"})
+        await told(WELL)(scope, receive, send)
 
     said = document()
 
@@ -55,4 +50,9 @@ def _health(desk: Desk) -> list[HTTPRouteHandler]:
             raise Failure(Code.AUTHENTICATION, f"{METRICS} takes an operator's key, not a tenant's.")
         await reply(send, 200, await desk.metrics(), TEXT)
 
-    return [readyz, livez, at("GET", METRICS, scraped), at("GET", PATH, described)]
+    return [
+        *(at("GET", path, ready) for path in ("/health", "/readyz")),
+        at("GET", "/livez", told(WELL)),
+        at("GET", METRICS, scraped),
+        at("GET", PATH, described),
+    ]

@@ -3,16 +3,20 @@
 import asyncio
 import json
 import re
+from typing import Any
 
+import httpx
 import openai
 import pytest
+from litestar import Litestar
 
 from millrace.errors import Code, Failure
 from millrace.settings import Gateway
 from services.gateway.app import build, serve
 from services.gateway.desk import Ask, Piece
+from services.gateway.routes import routes
 from tests.kit.desk import ScriptedDesk, said
-from tests.kit.face import HELLO, STREAMED, Start, error_of, request
+from tests.kit.face import HELLO, LONG, STREAMED, Start, error_of, request
 
 # Answers
 
@@ -295,3 +299,30 @@ async def test_health(start: Start) -> None:
         alive.status_code,
     )
     assert (503, "draining") == (draining.status_code, error_of(draining)["code"])
+
+
+async def test_head_is_answered_wherever_get_is(start: Start) -> None:
+    """With the same headers and no body, also where GET's answer has no end; the connection goes on."""
+    site = await start()
+    of_ours = Litestar(routes(ScriptedDesk(), Gateway()), openapi_config=None).routes
+    declared = {str(route.path) for route in of_ours if "GET" in route.methods}
+    paths = sorted({re.sub(r"{\w+(:\w+)?}", "sim", path) for path in declared} | {"/v1/models/none"})
+    got: dict[str, Any] = {}
+    for path in paths:
+        async with site.http.stream("GET", path) as response:
+            got[path] = _said(response)
+    one = httpx.AsyncClient(base_url=site.url, limits=httpx.Limits(max_connections=1), timeout=LONG)
+    async with one:
+        heads = {path: await one.head(path) for path in paths}
+
+    assert {"/ui", "/ui/events", "/v1/models", "/v1/models/sim", "/livez", "/metrics"} - got.keys() == set()
+    assert [path for path, head in heads.items() if head.content] == []
+    assert got == {path: _said(head) for path, head in heads.items()}
+
+
+OWN = {"date", "x-request-id", "x-trace-id", "traceparent", "openai-processing-ms", "transfer-encoding"}
+
+
+def _said(response: httpx.Response) -> tuple[int, dict[str, str]]:
+    """But for what is of one request alone, and how a body's end is found."""
+    return response.status_code, {k: v for k, v in response.headers.items() if k not in OWN}

@@ -5,13 +5,10 @@ What their bodies say is in `wire.py` and `admit.py`, how their answers look in 
 
 import hashlib
 import time
-from pathlib import Path
 from typing import Any, Literal
 
-from litestar import get
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import FromPath
-from litestar.types import ASGIApp, Scope
+from litestar.types import Receive, Scope, Send
 
 from millrace import __version__
 from services.gateway import admit, wire
@@ -40,19 +37,19 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         told = body.logprobs is not None
         return _order("text", asks, body, model, with_logprobs=told, best=(n, body.best_of or n))
 
-    @get("/v1/models")
-    async def models() -> ASGIApp:
-        return told({"object": "list", "data": [_card(model) for model in counter.desk.models()]})
+    async def models(scope: Scope, receive: Receive, send: Send) -> None:
+        listed = {"object": "list", "data": [_card(model) for model in counter.desk.models()]}
+        await told(listed)(scope, receive, send)
 
-    @get("/v1/models/{name:path}")  # a path, because names such as org/model have a slash
-    async def model(name: FromPath[Path]) -> ASGIApp:
-        return told(_card(counter.known(name.as_posix().removeprefix("/"))))
+    async def model(scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope["path_params"]["name"].removeprefix("/")
+        await told(_card(counter.known(name)))(scope, receive, send)
 
     return [
         at("POST", "/v1/chat/completions", counter.generating(chat)),
         at("POST", "/v1/completions", counter.generating(completion)),
-        models,
-        model,
+        at("GET", "/v1/models", models),
+        at("GET", "/v1/models/{name:path}", model),  # a path, because names such as org/model have a slash
     ]
 
 

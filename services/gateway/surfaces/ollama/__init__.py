@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
 from millrace import __version__
@@ -115,7 +115,6 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
 
     return [
         at("GET", "/", _hello),
-        at("HEAD", "/", _root(b"")),
         at("POST", "/api/chat", counter.generating(chatted)),
         at("POST", "/api/generate", counter.generating(generated)),
         at("POST", "/api/show", counter.telling(show)),
@@ -133,14 +132,7 @@ async def _hello(scope: Scope, receive: Receive, send: Send) -> None:
     if browser(scope):
         await reply(send, 307, b"", (b"location", b"/ui"))
     else:
-        await _root(RUNNING)(scope, receive, send)
-
-
-def _root(body: bytes) -> ASGIApp:
-    async def tell(scope: Scope, receive: Receive, send: Send) -> None:
-        await reply(send, 200, body, (b"content-type", b"text/plain; charset=utf-8"))
-
-    return tell
+        await reply(send, 200, RUNNING, (b"content-type", b"text/plain; charset=utf-8"))
 
 
 def _tag(model: Model) -> dict[str, Any]:
