@@ -111,10 +111,9 @@ NOT_PASSED = {"nats", "nats_file", "alive", "id", "fd", "trace_file", "metrics_a
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = vars(_parser().parse_args(argv))
-    command = args.pop("command")
     try:
-        status = _run(command, args)
+        args = vars(_parser().parse_args(argv))
+        status = _run(args.pop("command"), args)
         sys.stdout.flush()
     except SettingError as error:
         print(f"millrace: {error}", file=sys.stderr)

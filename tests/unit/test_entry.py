@@ -1,0 +1,38 @@
+"""The `millrace` command's first moments."""
+
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from tests.kit.service import ROOT
+
+SCRIPT = """
+import importlib, os, signal, sys
+
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Pressed())
+sys.argv = ["millrace", *{args!r}]
+module, _, name = {entry!r}.partition(":")
+sys.exit(getattr(importlib.import_module(module), name)())
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["argparse", "msgspec", "millrace.settings", "millrace.talk", "millrace.doctor"]
+)
+def test_ctrl_c_is_quiet_from_the_first_module_on(module: str) -> None:
+    """While any of them is being read, those that one command alone needs too: status 130, and no words."""
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["millrace"]
+    script = SCRIPT.format(module=module, entry=entry, args=["doctor", "--port", "0"])
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (130, "", "") == (done.returncode, done.stdout, done.stderr)
