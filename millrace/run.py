@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ from millrace import alive, cuda, exposed, logs, metrics, scrape, settings, tls
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.messages import Here
+from millrace.met import Met
 from millrace.resources import resources
 from millrace.subjects import PRESENCE, SAFE, Role
 from millrace.telemetry import Context
@@ -115,12 +117,11 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
         tell()
         await actor.reconnected()
 
-    gateways: set[str] = set()
+    gateways = Met()
 
     def greet(here: Here, context: Context) -> None:
         """A gateway that has just come knows nobody: it shall not have to wait."""
-        if here.id not in gateways:
-            gateways.add(here.id)
+        if gateways.first(here.id, time.monotonic()):
             tell()
 
     bus.on_up = again

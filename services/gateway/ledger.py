@@ -365,7 +365,7 @@ class Ledger:
                         mute.setdefault(entry.detokenizer, [])
         for subject, asked in ((ENGINE, quiet), (DETOKENIZER, mute)):
             for id, refs in asked.items():
-                if self._peers.ask(id):
+                if self._peers.ask(id, now):
                     effects.append(Probe(subject, id, m.Ping(refs)))
         return effects
 

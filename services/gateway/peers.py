@@ -17,6 +17,7 @@ class Peer:
     missed: int = 0
     steps: int = -1
     stepped_at: float = 0.0
+    asked_at: float = 0.0
 
 
 class Peers:
@@ -27,9 +28,17 @@ class Peers:
         self._lost: dict[str, float] = {}  # and when
         self._grace_until = 0.0
 
-    def ask(self, id: str) -> bool:
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def ask(self, id: str, now: float) -> bool:
         """It is to be pinged. False if it is being asked already."""
-        peer = self._peers.setdefault(id, Peer())
+        if id not in self._peers:  # whoever comes, those of whom nothing was wanted for long go
+            self._peers = {
+                other: peer for other, peer in self._peers.items() if now - peer.asked_at < LOST_S
+            } | {id: Peer()}
+        peer = self._peers[id]
+        peer.asked_at = now
         asked, peer.probing = peer.probing, True
         return not asked
 

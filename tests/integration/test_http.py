@@ -302,7 +302,7 @@ async def test_health(start: Start) -> None:
 
 
 async def test_head_is_answered_wherever_get_is(start: Start) -> None:
-    """With the same headers and no body, also where GET's answer has no end; the connection goes on."""
+    """With the same headers and no body, also where GET's answer has no end."""
     site = await start()
     of_ours = Litestar(routes(ScriptedDesk(), Gateway()), openapi_config=None).routes
     declared = {str(route.path) for route in of_ours if "GET" in route.methods}
