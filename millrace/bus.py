@@ -25,7 +25,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
-from millrace import messages, subjects
+from millrace import messages, newer, subjects
 from millrace.errors import Code, Failure
 from millrace.messages import Message, encode
 from millrace.subjects import Role
@@ -296,7 +296,7 @@ class Bus:
         try:
             return _decoder(answer).decode(data)
         except msgspec.MsgspecError as error:
-            self.counts["poisoned"] += 1
+            self._misread(subject, data, error)
             raise NoAnswer(f"{subject} answered something else: {error}") from None
 
     async def ask(
@@ -339,7 +339,7 @@ class Bus:
                 try:
                     answer = inbox.handle(decoder.decode(payload), Context.of(headers))
                 except Exception as error:
-                    answer = self._refusal(inbox.subject, error)
+                    answer = self._refusal(inbox.subject, payload, error)
                 if answer is not None and reply:
                     self.send(reply, encode(answer))
 
@@ -354,7 +354,7 @@ class Bus:
                 work: Any = inbox.handle(decoder.decode(msg.data), Context.of(msg.headers))
                 answer = await work
             except Exception as error:
-                answer = self._refusal(inbox.subject, error)
+                answer = self._refusal(inbox.subject, msg.data, error)
             if answer is not None and msg.reply:
                 self.send(msg.reply, encode(answer))
 
@@ -410,11 +410,19 @@ class Bus:
         """A subject of its own, for answers."""
         return self._client.new_inbox()
 
-    def _refusal(self, subject: str, error: Exception) -> messages.Refused:
+    def _misread(self, subject: str, payload: bytes, error: msgspec.MsgspecError) -> None:
+        if kind := newer.kind(payload):
+            self.counts["unknown"] += 1
+            level = logging.WARNING if self.counts["unknown"] == 1 else logging.DEBUG
+            log.log(level, "a %r on %s is of a newer version, and not known here", kind, subject)
+            return
+        self.counts["poisoned"] += 1
+        log.error("a message on %s is not one of ours: %s", subject, error)
+
+    def _refusal(self, subject: str, payload: bytes, error: Exception) -> messages.Refused:
         match error:
             case msgspec.MsgspecError():
-                self.counts["poisoned"] += 1
-                log.error("a message on %s is not one of ours: %s", subject, error)
+                self._misread(subject, payload, error)
                 return messages.Refused("", Code.INVALID_REQUEST, "not a message of this subject")
             case Failure():
                 return messages.Refused("", error.code, error.message, error.param)

@@ -40,6 +40,7 @@ COUNTED = {
     "expired": ("millrace_expired", "Requests whose deadline passed."),
     "dropped": ("millrace_messages_dropped", "Messages lost by a subscription that fell behind."),
     "poisoned": ("millrace_messages_poisoned", "Messages that were not of their subject."),
+    "unknown": ("millrace_messages_unknown", "Messages of kinds that a newer version has."),
     "failed": ("millrace_messages_failed", "Messages that could not be handled."),
     "forbidden": ("millrace_messages_forbidden", "Messages that NATS refused."),
     "reconnects": ("millrace_nats_reconnects", "Times that NATS was away and came back."),
@@ -64,7 +65,7 @@ GROUPED = {
 TAKEN_FOR = ("died", "silent", "hung", "forgotten", "yielded", "superseded")
 """Why a job is taken from an engine, as the ledger says it."""
 
-FROM_ZERO = dict.fromkeys(("dropped", "poisoned", "failed", "forbidden", "reconnects"), 0)
+FROM_ZERO = dict.fromkeys(("dropped", "poisoned", "unknown", "failed", "forbidden", "reconnects"), 0)
 GATEWAYS_FROM_ZERO = {
     **FROM_ZERO,
     **dict.fromkeys(("resumed", "refused_duplicate", "refused_stale", "resends", "resubmitted"), 0),

@@ -1,7 +1,7 @@
 """The bus on a real nats-server: what is poisoned, lost, refused or repeated is counted and told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -76,6 +76,35 @@ async def test_a_poisoned_message_is_counted_and_answered(join: Join) -> None:
 
     assert (Code.INVALID_REQUEST, 1) == (answer.code, engine.counts["poisoned"])
     assert ("e", [m.Ping([])]) == (pong.id, heard)
+
+
+async def test_what_a_newer_version_says_is_not_counted_as_poison(join: Join) -> None:
+    """Its kinds are counted apart, for handlers of both sorts and as an answer; what follows is handled."""
+    engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
+    tomorrow = msgspec.msgpack.encode(["tomorrow", 1, {"a": 2}])
+    heard: list[m.Message] = []
+
+    async def waiting(message: m.Ping, context: Context) -> m.Message:
+        return m.Pong("e", 1, [])
+
+    def answering(subject: str, payload: bytes, reply: str, headers: Mapping[str, str]) -> None:
+        engine.send(reply, tomorrow)
+
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, waiting))
+    await engine.listen(Inbox(ENGINE.to("f"), m.ToEngine, lambda message, context: heard.append(message)))
+    await engine.hear(ENGINE.to("g"), answering)
+    await engine.flush()
+    answer = msgspec.msgpack.decode(await gateway.ask(ENGINE.to("e"), tomorrow, 2.0), type=m.Refused)
+    gateway.send(ENGINE.to("f"), tomorrow)
+    gateway.publish(ENGINE.to("f"), m.Ping([]))
+    gateway.send(ENGINE.to("f"), msgspec.msgpack.encode(["ping"]))
+    with pytest.raises(NoAnswer):
+        await gateway.request(ENGINE.to("g"), m.Ping([]), m.Pong, 2.0)
+    await until(lambda: engine.counts["poisoned"] > 0)
+
+    assert (Code.INVALID_REQUEST, [m.Ping([])]) == (answer.code, heard)
+    assert (2, 1) == (engine.counts["unknown"], engine.counts["poisoned"])
+    assert (1, 0) == (gateway.counts["unknown"], gateway.counts["poisoned"])
 
 
 async def test_a_handler_that_fails_harms_its_message_only(join: Join) -> None:
