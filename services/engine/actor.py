@@ -17,6 +17,7 @@ from millrace.capacity import SLOTS
 from millrace.columns import size
 from millrace.machine import Machine
 from millrace.messages import Here, Message
+from millrace.pace import Pace
 from millrace.pull import Delivery, Pull
 from millrace.resources import resident
 from millrace.subjects import BELL, ENGINE, GATEWAY, Role, model_key
@@ -34,7 +35,9 @@ from services.engine.shelf import FileShelf
 from services.engine.turns import Turns
 
 TICK_S = 0.05
+IDLE_TICK_S = 0.25
 WATCH_S = 0.25
+IDLE_WATCH_S = 0.5
 CLAIM_S = 0.4
 """An owner answers in well under a millisecond; beyond this it is away, and the job comes again."""
 
@@ -207,6 +210,8 @@ class EngineActor(Actor):
         self._slots = given.slots
         self._machine = Machine(given.sysroot)
         self._pressure = Pressure(given.slots)
+        self._ticking = Pace(TICK_S, IDLE_TICK_S)
+        self._watching = Pace(WATCH_S, IDLE_WATCH_S)
         self._model = model
         loop = asyncio.get_running_loop()
         self._prefixes = Prefixes(model.places, model.shelf)
@@ -271,6 +276,10 @@ class EngineActor(Actor):
 
     def _job(self, delivery: Delivery) -> None:
         job, now, traceparent = delivery.job, time.monotonic(), delivery.context.traceparent
+        if not self._roster.holds:
+            self._do(self._roster.tick(now))  # or it would take the slow pace for a time that it was stopped
+            self._ticking.hurry()
+            self._watching.hurry()
         self._do(self._roster.job(job, delivery.lease, delivery.delivery, now, traceparent))
         prompt = len(job.prompt) // 4
         self._turns.took(delivery.lane, job.request, prompt, job.max_tokens, now, more=delivery.more)
@@ -332,7 +341,7 @@ class EngineActor(Actor):
                 sample = Sample(self._machine.memory(), self._machine.throttled(), resident())
                 if self._pressure.sample(sample):
                     self._told_of(sample)
-            await asyncio.sleep(WATCH_S)
+            await self._watching.pause(busy=bool(self._roster.holds or self._pressure.level))
 
     def _told_of(self, sample: Sample) -> None:
         said = {
@@ -348,7 +357,7 @@ class EngineActor(Actor):
     async def _tick(self) -> None:
         while True:
             self._do(self._roster.tick(time.monotonic()))
-            await asyncio.sleep(TICK_S)
+            await self._ticking.pause(busy=bool(self._roster.holds))
 
     def _do(self, effects: Iterable[Effect]) -> None:
         with self.bus.together:

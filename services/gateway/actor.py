@@ -19,6 +19,7 @@ from millrace.errors import Code, Failure
 from millrace.jetstream import JetStream
 from millrace.messages import Here, Message
 from millrace.metrics import Family
+from millrace.pace import Pace
 from millrace.resources import resources
 from millrace.subjects import (
     BELL,
@@ -50,6 +51,7 @@ from services.gateway.view import View
 from services.gateway.visit import Visit
 
 TICK_S = 0.05
+IDLE_TICK_S = 0.25
 MEET_S = 1.0
 """How long a new gateway waits for the others to say who they are; in a start of all they come later."""
 
@@ -90,6 +92,7 @@ class GatewayActor(Actor):
         self._ledger = Ledger(id, Watch(given.silence_ms / 1e3, given.pings))
         self._sight = Sight(id, given, os.environ)
         self._neighbours = Neighbours(id)
+        self._pace = Pace(TICK_S, IDLE_TICK_S)
         self._models: dict[str, Model] = {}
         self._queue = Queue(self._stored, given, gate)
         self._rate = waits.Rate()
@@ -261,6 +264,7 @@ class GatewayActor(Actor):
         entry.on_end = ended
         journey = self._sight.opened(entry, ask.visit.traceparent, now)
         self._ledger.open(entry)
+        self._pace.hurry()
         try:
             await self._queue.open(entry.lane, now)
             await self._admit(entry, prompt, journey)
@@ -463,7 +467,7 @@ class GatewayActor(Actor):
             self._do(self._ledger.tick(now) if self.bus.up else self._ledger.expire(now))
             self._sight.tick(now)
             self._neighbours.tick(now)
-            await asyncio.sleep(TICK_S)
+            await self._pace.pause(busy=bool(self._ledger.entries))
 
     async def _each_second(self) -> None:
         while True:
