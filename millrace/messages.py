@@ -219,6 +219,7 @@ class Opened(Message, frozen=True):
     stops: list[str] = []
     include_stop: bool = False
     keep_special: bool = False
+    patient: bool = False  # it is answered in one piece: its tokens may be told several together
 
 
 # 5. engine -> detokenizer: ONE a step, entries for many requests

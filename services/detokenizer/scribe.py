@@ -18,6 +18,11 @@ FORGET_S = 60.0
 """A request nobody spoke of for this long is over; the owner's Release was lost."""
 
 
+TOGETHER_S = 0.05
+"""For so long after the last ones a patient request's tokens are kept, to be told together. No timer tells
+them when their engine falls silent: its owner asks for what it is owed, as for what got lost."""
+
+
 class Decoder(Protocol):
     def spell(self, token_id: int) -> bytes: ...
 
@@ -47,6 +52,9 @@ class Transcript:
     heard_at: float
     began_at: float = 0.0  # its first token came; 0: not yet
     told: bool = False  # the owner knows how long it took
+    patient: bool = False
+    said_at: float = float("-inf")
+    kept: int = 0  # from this index on nothing was said yet
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish: m.Finish = ""
@@ -82,6 +90,16 @@ class Transcript:
         """The prompt. Of its first token there is nothing to say but its name."""
         odds = [m.Odds(0.0), *read.odds]
         self.read = [self._spelled(*each) for each in zip(read.tokens, odds, strict=True)]
+
+    def keeps(self, now: float) -> bool:
+        """Whether what is new is said later."""
+        return self.patient and not self.finish and now - self.said_at < TOGETHER_S
+
+    def say(self, request: str, index: int, now: float) -> m.Said:
+        """From there on, and what was kept before."""
+        part = self.said(request, min(index, self.kept))
+        self.said_at, self.kept = now, len(self.tokens)
+        return part
 
     def said(self, request: str, start: int) -> m.Said:
         tokens, pieces = self.tokens[start:], self.pieces[start:]
@@ -130,10 +148,13 @@ class Scribe:
             else:
                 transcript.heard_at = now
                 transcript.began_at = transcript.began_at or now
+                new = run.index == len(transcript.tokens)  # else it was asked for
                 self._hear(transcript, run)
                 if transcript.finish:
                     effects += self._tell(run.request, transcript, now)
-                part = transcript.said(run.request, run.index)
+                if new and transcript.keeps(now):
+                    continue
+                part = transcript.say(run.request, run.index, now)
                 if part.tokens:
                     said.setdefault(owner, []).append(part)
         effects += [(owner, m.Delta(frame.engine, self.id, parts)) for owner, parts in said.items()]
@@ -179,6 +200,8 @@ class Scribe:
                 self._decoder(opened.keep_special),
                 StopMatcher(tuple(opened.stops), opened.include_stop),
                 now,
+                patient=opened.patient,
+                kept=len(opened.committed),
             )
             for token in opened.committed:
                 transcript.add(token, "")

@@ -245,6 +245,7 @@ class GatewayActor(Actor):
             stops=ask.stops,
             include_stop=ask.include_stop,
             keep_special=ask.keep_special or self._tags_hidden(ask),
+            patient=ask.visit.whole,
             vector=ask.vector,
         )
         live = Ongoing(entry, self.cancel, silent=ask.max_tokens == 0)

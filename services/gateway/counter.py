@@ -98,6 +98,7 @@ class Counter:
                     await attended(scope, receive, serve(order))
 
             async def serve(order: Order) -> None:
+                order.ask.visit.whole = not order.streamed
                 job = await opened(self.desk, [order.ask, *order.more])
                 try:
                     speech = listen(order.ask, order.model, job)

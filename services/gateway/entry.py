@@ -25,6 +25,7 @@ class Entry:
     stops: list[str] = field(default_factory=list)
     include_stop: bool = False
     keep_special: bool = False
+    patient: bool = False  # nobody sees its tokens before the last one
     vector: bool = False  # it is answered with one, by its engine itself: no detokenizer has a part in it
     # what the client has or will get
     committed: list[int] = field(default_factory=list)
@@ -109,4 +110,5 @@ class Entry:
             self.stops,
             self.include_stop,
             self.keep_special,
+            self.patient,
         )

@@ -32,6 +32,7 @@ class Visit:
     tracestate: str = ""
     method: str = ""
     route: str = ""  # as it is declared, never as the client wrote it
+    whole: bool = False  # what it asks for is answered in one piece
     # what came of it
     status: int = 0  # 0: no answer has begun
     failure: Failure | None = None  # before the answer began

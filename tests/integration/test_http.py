@@ -52,13 +52,14 @@ async def test_sdk_stream(start: Start) -> None:
 
 
 async def test_sdk_completions(start: Start) -> None:
-    """The older route answers whole and streamed."""
+    """The older route answers whole and streamed, and which of them is known before its job is made."""
     site = await start(said("a", "b"))
     whole = await site.sdk.completions.create(model="sim", prompt="x")
     stream = await site.sdk.completions.create(model="sim", prompt=[1, 2], stream=True)
 
     assert "ab" == whole.choices[0].text
     assert "ab" == "".join([chunk.choices[0].text async for chunk in stream])
+    assert [True, False] == [ask.visit.whole for ask in site.desk.asks]
 
 
 def test_sync_sdk_and_models() -> None:

@@ -180,7 +180,13 @@ class World:
 
     def _open(self, wish: Wish) -> None:
         entry = wish.entry = Entry(
-            wish.prompt, "sim", self.net.now, self.net.now + 120, stops=wish.stops, vector=self.vectors
+            wish.prompt,
+            "sim",
+            self.net.now,
+            self.net.now + 120,
+            stops=wish.stops,
+            patient=self._wants.random() < 0.5,
+            vector=self.vectors,
         )
 
         def news() -> None:
