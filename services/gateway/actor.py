@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -28,13 +27,12 @@ from millrace.subjects import (
     GATEWAY,
     ORPHANS,
     PRESENCE,
-    TOKENIZER,
     Lane,
     Role,
     Send,
     model_key,
 )
-from millrace.telemetry import Context, child_of, is_sampled
+from millrace.telemetry import Context
 from services.gateway import app, kill, waits
 from services.gateway.bells import Rounds, bells
 from services.gateway.desk import Answer, Ask, Model
@@ -47,6 +45,7 @@ from services.gateway.neighbours import Neighbours
 from services.gateway.ongoing import Ongoing
 from services.gateway.queue import Queue
 from services.gateway.sight import Sight
+from services.gateway.tokenizers import Tokenizers
 from services.gateway.view import View
 from services.gateway.visit import Visit
 
@@ -58,21 +57,12 @@ MEET_S = 1.0
 ORPHAN_S = 5.0
 """A gateway silent for this long is gone, and nobody waits for its jobs."""
 
-ADMIT_S = 1.5
-"""A tokenizer takes milliseconds for a prompt, and at most a second waiting for the store."""
-
 FIND_S = 0.3
 """An owner answers within a millisecond; who knows no such request does not answer."""
 
 RING_S = 0.25
 
-PATIENCE_S = 6.0
-"""A tokenizer or NATS that died is back well before this; a client that waited so long is told to retry."""
-
 DECLARE_S = 0.5
-
-ELECTION_S = 15.0
-"""Servers of a NATS cluster have noticed by then that their leader is gone, and agreed on another."""
 
 log = logging.getLogger("millrace.gateway")
 
@@ -95,6 +85,7 @@ class GatewayActor(Actor):
         self._pace = Pace(TICK_S, IDLE_TICK_S)
         self._models: dict[str, Model] = {}
         self._queue = Queue(self._stored, given, gate)
+        self._tokenizers = Tokenizers(bus, given.replicas)
         self._rate = waits.Rate()
         self._connected_at = time.monotonic()
         self._serving: app.Serving | None = None
@@ -216,38 +207,7 @@ class GatewayActor(Actor):
 
     async def open(self, ask: Ask) -> Answer:
         now = time.monotonic()
-        tenant = ask.visit.tenant
-        prompt = m.Prompt(
-            request=f"{self.id}-{secrets.token_hex(16)}",
-            attempt=1,
-            model=model_key(ask.model),
-            input=ask.input,
-            sampling=ask.sampling,
-            max_tokens=1 if ask.max_tokens == 0 else ask.max_tokens,
-            min_tokens=ask.min_tokens,
-            stop_ids=ask.stop_ids,
-            ignore_eos=ask.ignore_eos,
-            tenant=tenant.name,
-            logprobs=ask.logprobs,
-            echo=ask.echo,
-            priority=tenant.priority,
-            form=ask.form,
-            cut=ask.cut,
-        )
-        entry = Entry(
-            prompt=prompt,
-            model=ask.model,
-            tenant=tenant,
-            visit=ask.visit,
-            opened_at=now,
-            deadline=now + ask.visit.deadline_s,
-            traceparent=child_of(ask.visit.traceparent, sampled=is_sampled(ask.visit.traceparent)),
-            stops=ask.stops,
-            include_stop=ask.include_stop,
-            keep_special=ask.keep_special or self._tags_hidden(ask),
-            patient=ask.visit.whole,
-            vector=ask.vector,
-        )
+        entry = Entry.of(ask, self.id, now, tags_hidden=self._tags_hidden(ask))
         live = Ongoing(entry, self.cancel, silent=ask.max_tokens == 0)
         allowance = ask.visit.allowance
         charged, admitting = 0, True
@@ -268,7 +228,7 @@ class GatewayActor(Actor):
         self._pace.hurry()
         try:
             await self._queue.open(entry.lane, now)
-            await self._admit(entry, prompt, journey)
+            await self._admit(entry, entry.prompt, journey)
         except Failure as failure:
             self._do(self._ledger.cancel(entry.request, failure))
             raise
@@ -325,46 +285,23 @@ class GatewayActor(Actor):
         return ask.calls != 0 and model is not None and bool(model.voice.ends)
 
     async def _admit(self, entry: Entry, prompt: m.Prompt, journey: Journey | None) -> None:
-        """Have a job made of it. Repeating is harmless, so silence is answered by asking again."""
-        patience = PATIENCE_S if self._given.replicas == 1 else ELECTION_S
-        give_up = min(time.monotonic() + patience, entry.deadline)
-        while True:
-            now = time.monotonic()
-            context = Context(entry.request, entry.traceparent, int((entry.deadline - now) * 1000))
-            if journey:
-                journey.tries += 1
-            failure = Failure(Code.UNAVAILABLE, "no tokenizer answers", retry_after=1.0)
-            try:
-                answer = await self.bus.request(
-                    TOKENIZER.to(prompt.model), prompt, m.FromTokenizer, ADMIT_S, context
-                )
-            except (NoResponder, NoAnswer):
-                pass
-            else:
-                if isinstance(answer, m.Admitted):
-                    # Said here, since the answer may have come to its end before this word of its beginning.
-                    entry.prompt_tokens = answer.prompt_tokens
-                    entry.echo = answer.text
-                    entry.thinking = answer.thinking
-                    now = time.monotonic()
-                    if journey:
-                        self._sight.admitted(journey, answer, now)
-                    self._do(self._ledger.admitted(entry.request, answer.seq, answer.prompt_tokens, now))
-                    self._ring([entry])
-                    return
-                failure = answer.failure()
-                failure.retry_after = (
-                    self._rate.retry_after(len(self._ledger.entries)) if failure.meaning.retry else None
-                )
-                if failure.code is Code.QUEUE_FULL:
-                    self._ring([entry])  # its places may be held by jobs of a gateway that is gone
-                if failure.code is not Code.UNAVAILABLE:
-                    raise failure
-            if entry.failure is not None:
-                raise entry.failure
-            if time.monotonic() + 0.05 >= give_up:
-                raise failure
-            await asyncio.sleep(0.05)
+        try:
+            admitted = await self._tokenizers.admit(entry, prompt, journey)
+        except Failure as failure:
+            if failure.retry_after is None and failure.meaning.retry:
+                failure.retry_after = self._rate.retry_after(len(self._ledger.entries))
+            if failure.code is Code.QUEUE_FULL:
+                self._ring([entry])  # its places may be held by jobs of a gateway that is gone
+            raise
+        # Said here, since the answer may have come to its end before this word of its beginning.
+        entry.prompt_tokens = admitted.prompt_tokens
+        entry.echo = admitted.text
+        entry.thinking = admitted.thinking
+        now = time.monotonic()
+        if journey:
+            self._sight.admitted(journey, admitted, now)
+        self._do(self._ledger.admitted(entry.request, admitted.seq, admitted.prompt_tokens, now))
+        self._ring([entry])
 
     def _ring(self, entries: Iterable[Entry]) -> None:
         """Tell the engines whose jobs wait. Those without a key are always asked for."""
@@ -381,29 +318,12 @@ class GatewayActor(Actor):
                     self.bus.publish(BELL.to(model_key(name)), bell)
 
     async def encode(self, model: str, wanted: m.Encode) -> m.Encoded:
-        answer: m.Encoded = await self._consult(model, wanted, m.Encoded)
-        return answer
+        encoded: m.Encoded = await self._tokenizers.consult(model_key(model), wanted, m.Encoded)
+        return encoded
 
     async def decode(self, model: str, wanted: m.Decode) -> m.Decoded:
-        answer: m.Decoded = await self._consult(model, wanted, m.Decoded)
-        return answer
-
-    async def _consult(self, model: str, message: Message, answer: Any) -> Any:
-        """Ask a tokenizer what leaves no trace, and again while none answers."""
-        give_up = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                told = await self.bus.request(
-                    TOKENIZER.to(model_key(model)), message, answer | m.Refused, ADMIT_S
-                )
-            except (NoResponder, NoAnswer):
-                if time.monotonic() + 0.05 >= give_up:
-                    raise Failure(Code.UNAVAILABLE, "no tokenizer answers", retry_after=1.0) from None
-                await asyncio.sleep(0.05)
-                continue
-            if isinstance(told, m.Refused):
-                raise told.failure()
-            return told
+        decoded: m.Decoded = await self._tokenizers.consult(model_key(model), wanted, m.Decoded)
+        return decoded
 
     def cancel(self, request: str) -> None:
         """Synchronous, so that it also runs while the caller's task is being cancelled."""

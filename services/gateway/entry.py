@@ -1,14 +1,18 @@
 """One live request in the ledger: what its client has, and who runs it."""
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from msgspec import structs
 
 from millrace import messages as m
 from millrace.errors import Failure
 from millrace.keys import ANYONE, Tenant
-from millrace.subjects import Lane, lane_of
+from millrace.subjects import Lane, lane_of, model_key
+from millrace.telemetry import child_of, is_sampled
 from services.gateway.blame import Blame
-from services.gateway.desk import Piece
+from services.gateway.desk import Ask, Piece
 from services.gateway.tally import Tally
 from services.gateway.visit import Visit
 
@@ -66,6 +70,99 @@ class Entry:
     resent_at: float = 0.0
     alone: bool = False  # it has its engine for itself
     blame: Blame = field(default_factory=Blame)
+
+    @classmethod
+    def of(cls, ask: Ask, gateway: str, now: float, *, tags_hidden: bool = False) -> "Entry":
+        """`tags_hidden`: what its calls stand in has to be shown to be read."""
+        visit, tenant = ask.visit, ask.visit.tenant
+        prompt = m.Prompt(
+            request=f"{gateway}-{secrets.token_hex(16)}",
+            attempt=1,
+            model=model_key(ask.model),
+            input=ask.input,
+            sampling=ask.sampling,
+            max_tokens=1 if ask.max_tokens == 0 else ask.max_tokens,
+            min_tokens=ask.min_tokens,
+            stop_ids=ask.stop_ids,
+            ignore_eos=ask.ignore_eos,
+            tenant=tenant.name,
+            logprobs=ask.logprobs,
+            echo=ask.echo,
+            priority=tenant.priority,
+            form=ask.form,
+            cut=ask.cut,
+        )
+        return cls(
+            prompt=prompt,
+            model=ask.model,
+            tenant=tenant,
+            visit=visit,
+            opened_at=now,
+            deadline=now + visit.deadline_s,
+            traceparent=child_of(visit.traceparent, sampled=is_sampled(visit.traceparent)),
+            stops=ask.stops,
+            include_stop=ask.include_stop,
+            keep_special=ask.keep_special or tags_hidden,
+            patient=visit.whole,
+            vector=ask.vector,
+        )
+
+    def grant(self, claim: m.Claim, detokenizer: str, now: float) -> None:
+        """An engine has it from now on, and whoever had it does not."""
+        self.epoch += 1
+        self.engine, self.kind, self.strangers_until = claim.engine, claim.kind, 0.0
+        self.alone = self.blame.suspect
+        self.detokenizer = detokenizer
+        self.progress_at = self.alive_at = now
+        self.resumed_from = self.reached = len(self.committed)
+        self.owed = self.resends = 0
+
+    def revoke(self, now: float) -> None:
+        """No engine has it any more."""
+        self.epoch += 1
+        self.engine = ""
+        self.checked_at = now
+
+    def commit(self, said: m.Said, skip: int, now: float) -> None:
+        """It was said for good. `skip`: so many of its tokens are known already."""
+        tokens, texts, odds = said.tokens, said.pieces, said.odds
+        assert said.finish != "failed"  # nobody says that to a client as a piece
+        last = len(tokens) - 1
+        for i in range(skip, last):
+            self.pieces.append(Piece(tokens[i], texts[i], "", odds[i] if odds else None))
+        self.pieces.append(
+            Piece(
+                tokens[last],
+                texts[last],
+                said.finish,
+                odds[last] if odds else None,
+                stopped=said.stopped,
+                vector=said.vector,
+            )
+        )
+        if not self.committed:
+            self.cached_tokens = said.cached
+            if said.read:
+                self.pieces[0] = structs.replace(self.pieces[0], read=said.read)
+        self.committed += tokens[skip:]
+        if self.heard is not None:
+            self.heard += texts[skip:]
+        self._count(last + 1 - skip, now)
+        gap = now - self.spoken_at
+        self.pace, self.gap = min(gap, self.gap), gap
+        self.said_by = self.kind
+        self.first_at = self.first_at or now
+        self.progress_at = self.alive_at = self.spoken_at = now
+        self.owed = self.resends = 0
+        self.finish = said.finish
+
+    def _count(self, tokens: int, now: float) -> None:
+        if self.tally is None or self.vector:
+            return
+        if self.first_at:
+            self.tally.went_on(tokens, now - self.spoken_at)
+        else:
+            self.tally.began(tokens, now - self.opened_at)
 
     @property
     def request(self) -> str:

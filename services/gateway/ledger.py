@@ -17,7 +17,6 @@ from msgspec import structs
 from millrace import messages as m
 from millrace.errors import Code, Failure
 from millrace.subjects import ACK_WAIT_S, DETOKENIZER, ENGINE, Send
-from services.gateway.desk import Piece
 from services.gateway.detokenizers import Detokenizers
 from services.gateway.effects import Bury, Check, Delete, Effect, Lost, Probe, Resubmit, Settle
 from services.gateway.entry import Entry
@@ -142,32 +141,29 @@ class Ledger:
         if strange and self._kept_waiting(entry, now):
             self.counts["kept_for_its_kind"] += 1
             return m.Gone(claim.request), [*effects, Settle(claim.lease, "-NAK")]
-        if strange:
-            self.counts["resumed_on_another_kind"] += 1
-        entry.epoch += 1
-        entry.engine, entry.kind, entry.strangers_until = claim.engine, claim.kind, 0.0
-        entry.alone = suspect
-        if suspect:
-            self._alone[claim.engine] = entry.request
-        entry.detokenizer = "" if entry.vector else self._pick_detokenizer(now)
-        entry.progress_at = entry.alive_at = now
-        entry.resumed_from = entry.reached = len(entry.committed)
-        entry.owed = entry.resends = 0
-        if entry.epoch > 1:
-            self.counts["resumed"] += 1
+        reply = self._grant(entry, claim, strange, now)
         if entry.detokenizer:
             effects.append(Send(DETOKENIZER, entry.detokenizer, entry.opened))
+        return reply, effects
+
+    def _grant(self, entry: Entry, claim: m.Claim, strange: bool, now: float) -> m.Granted:
+        entry.grant(claim, "" if entry.vector else self._pick_detokenizer(now), now)
+        if entry.alone:
+            self._alone[claim.engine] = entry.request
+        if entry.epoch > 1:
+            self.counts["resumed"] += 1
+        if strange:
+            self.counts["resumed_on_another_kind"] += 1
         left_ms = int((entry.deadline - now) * 1000)
-        reply = m.Granted(
+        return m.Granted(
             entry.request,
             entry.epoch,
             list(entry.committed),
             entry.detokenizer,
             left_ms,
-            suspect,
+            entry.alone,
             strange,
         )
-        return reply, effects
 
     def _beside(self, entry: Entry, engine: str) -> bool:
         """Whether others of ours were granted there, though the engine did not know of it when it asked."""
@@ -196,9 +192,7 @@ class Ledger:
         if blame:
             dead, went_on = reason == "died", entry.went_on
             entry.blame.lost(entry.engine, dead=dead, alone=entry.alone, went_on=went_on)
-        entry.epoch += 1
-        entry.engine = ""
-        entry.checked_at = now
+        entry.revoke(now)
         if blame and entry.blame.hopeless:
             return effects + self._give_up(entry)
         if nak:
@@ -282,50 +276,27 @@ class Ledger:
         return len(entry.committed) - said.index
 
     def _commit(self, entry: Entry, said: m.Said, skip: int, now: float) -> list[Effect]:
-        tokens, texts = said.tokens, said.pieces
-        if not entry.committed:
-            entry.cached_tokens = said.cached
-        odds = said.odds
-        last = len(tokens) - 1
-        for i in range(skip, last):
-            entry.pieces.append(Piece(tokens[i], texts[i], "", odds[i] if odds else None))
         if said.finish == "failed":
-            failure = Failure(
-                Code.INVALID_REQUEST,
-                f"after {said.index + last} tokens the grammar took more work than is allowed",
-            )
-            return self.cancel(entry.request, failure)
-        entry.pieces.append(
-            Piece(
-                tokens[last],
-                texts[last],
-                said.finish,
-                odds[last] if odds else None,
-                stopped=said.stopped,
-                vector=said.vector,
-            )
-        )
-        if said.read and not entry.committed:
-            entry.pieces[0] = structs.replace(entry.pieces[0], read=said.read)
-        entry.committed += tokens[skip:]
-        if entry.tally is not None and not entry.vector:
-            if entry.first_at:
-                entry.tally.went_on(last + 1 - skip, now - entry.spoken_at)
-            else:
-                entry.tally.began(last + 1 - skip, now - entry.opened_at)
-        gap = now - entry.spoken_at
-        entry.pace, entry.gap = min(gap, entry.gap), gap
-        entry.said_by = entry.kind
-        entry.first_at = entry.first_at or now
-        entry.progress_at = entry.alive_at = entry.spoken_at = now
-        if entry.heard is not None:
-            entry.heard += texts[skip:]
-        entry.owed = entry.resends = 0
+            return self._fail(entry, said, skip, now)
+        entry.commit(said, skip, now)
         if not said.finish:
             entry.on_news()
             return []
-        entry.finish = said.finish
         return [Settle(entry.lease, "+ACK"), *self._end(entry)]
+
+    def _fail(self, entry: Entry, said: m.Said, skip: int, now: float) -> list[Effect]:
+        """Its grammar was followed as far as to the last of these tokens, which is none of the answer's."""
+        before = len(said.tokens) - 1
+        if skip < before:
+            heard = structs.replace(
+                said, tokens=said.tokens[:-1], pieces=said.pieces[:-1], odds=said.odds[:-1], finish=""
+            )
+            entry.commit(heard, skip, now)
+        failure = Failure(
+            Code.INVALID_REQUEST,
+            f"after {said.index + before} tokens the grammar took more work than is allowed",
+        )
+        return self.cancel(entry.request, failure)
 
     def recall(self, recall: m.Recall) -> tuple[m.RecallReply, list[Effect]]:
         entry = self.entries.get(recall.request)
