@@ -1,6 +1,7 @@
 """The nats-server that comes with Millrace: its files, its port, and whether it listens yet."""
 
 import asyncio
+import contextlib
 import secrets
 import shutil
 import socket
@@ -37,8 +38,7 @@ class Broker:
 
     @classmethod
     def prepare(cls, folder: Path) -> "Broker":
-        """Choose a port and passwords, and write them down for the server and for each role."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Choose a port and passwords, and write them down."""
         # The port stays bound here, without listening, as long as the service runs. While the server is
         # away nobody else can get it, and a client that tries again cannot be connected to itself, which
         # happens on loopback when its own outgoing port is chosen to be this one.
@@ -47,13 +47,18 @@ class Broker:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]
         broker = cls(folder, port, {role: secrets.token_hex(24) for role in Role}, held)
-        text = render(
-            host="127.0.0.1", port=port, name=HOME, store=str(broker.store), passwords=broker.passwords
-        )
-        write(broker.config, text)
-        for role in Role:
-            write(folder / f"{role}.url", broker.url(role) + "\n")
+        broker.write()
         return broker
+
+    def write(self) -> None:
+        """Port and passwords, for the server and for each role."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        text = render(
+            host="127.0.0.1", port=self.port, name=HOME, store=str(self.store), passwords=self.passwords
+        )
+        write(self.config, text)
+        for role in Role:
+            write(self.folder / f"{role}.url", self.url(role) + "\n")
 
     @property
     def config(self) -> Path:
@@ -65,8 +70,11 @@ class Broker:
 
     @property
     def room(self) -> int:
-        """Bytes that the store's disk still has."""
-        return shutil.disk_usage(self.store).free
+        """Bytes free where the store is, or would be made again."""
+        for place in (self.store, *self.store.parents):
+            with contextlib.suppress(OSError):
+                return shutil.disk_usage(place).free
+        return 0
 
     @property
     def log(self) -> Path:

@@ -43,6 +43,7 @@ class Child:
         if log.exists() and log.stat().st_size > LOG_LIMIT:
             log.replace(log.with_name(log.name + ".1"))
         with log.open("ab") as out:
+            self._log: IO[bytes] = log.open("rb")  # before there is a process that nobody would know of
             self._read = os.fstat(out.fileno()).st_size
             self._popen: subprocess.Popen[bytes] = subprocess.Popen(
                 command,
@@ -54,7 +55,6 @@ class Child:
                 process_group=0,  # the terminal's Ctrl-C is for the parent, which drains in order
                 preexec_fn=_mortal(),  # noqa: PLW1509 (there are no threads here)
             )
-        self._log: IO[bytes] = log.open("rb")
         self._last = ""
         self._alarms: list[str] = []
         self._exited = asyncio.Event()

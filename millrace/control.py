@@ -187,6 +187,11 @@ def table(rows: list[Row]) -> str:
 # -- the answering side
 
 
+def there(folder: Path) -> bool:
+    """Whether a service with its state there can be found."""
+    return (folder / SOCKET).exists()
+
+
 def _bind(folder: Path) -> socket.socket:
     (folder / SOCKET).unlink(missing_ok=True)  # of a service that was killed; ours is the only one here
     sock = socket.socket(socket.AF_UNIX)

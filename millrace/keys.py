@@ -20,6 +20,7 @@ import re
 import secrets
 import tomllib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -109,6 +110,22 @@ class Keys:
 
     def _place(self, found: bytes) -> bytes:
         return hashlib.blake2b(found, key=self._salt, digest_size=16).digest()
+
+
+def file(setting: str) -> Path | None:
+    """Where the setting `keys` says they are, if it is not JSON itself."""
+    return Path(setting) if setting and not setting.lstrip().startswith("{") else None
+
+
+def read(setting: str) -> Keys | None:
+    """The keys that the setting names; None where there are none. Raises SettingError, which says where."""
+    path = file(setting)
+    try:
+        return Keys.parse(path.read_text() if path else setting) if setting else None
+    except OSError as error:
+        raise SettingError(f"keys: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingError(f"keys: {path or 'the setting'}: {error}") from None
 
 
 def _check(name: str, where: str, whose: str = "a tenant's") -> None:

@@ -32,10 +32,14 @@ class Launch:
 
     def start(self, seat: Seat, seats: Iterable[Seat]) -> Child:
         """A process for this seat; `seats` are all. Raises OSError."""
+        for folder in (self._folder, self.log(seat).parent):  # somebody may have removed them
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if seat.role == NATS:
             # Two messages a step are little work, and on few cores Go's own threads cost more than they give.
             env = self._env if (os.cpu_count() or 1) > 4 else {"GOMAXPROCS": "1", **self._env}
             assert self.broker
+            if not self.broker.config.exists():
+                self.broker.write()
             child = Child(self.broker.command(), env, self.log(seat))
             seat.begin(NATS, child)
             return child

@@ -82,6 +82,7 @@ class Supervisor:
         self._children: set[Child] = set()
         self._one_order = asyncio.Lock()
         self._stuck = False  # nats-server cannot store
+        self._found = False  # its socket is where orders are given
         self._stopping = asyncio.Event()
         self._defect: BaseException | None = None
         self._welcome = welcome
@@ -103,6 +104,7 @@ class Supervisor:
         failure: BaseException | None = None
         try:
             async with control.serve(self._folder, self):
+                self._found = True
                 await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
                 if starting.done() and not (failure := starting.exception()):
                     answering = self._spawn(self._answers())
@@ -115,6 +117,7 @@ class Supervisor:
                     log.info("ready: %s", self.url)
                     await stopped
                 await self._drain()
+                self._found = False
         finally:
             self._kill()
             left: list[asyncio.Future[Any]] = [starting, stopped, *watching]
@@ -305,6 +308,9 @@ class Supervisor:
                 if now - heard > SILENT_S:
                     del self._guests[id]
                     self._event(f"{here.role} {id} left")
+            if self._found and not control.there(self._folder):
+                self._found = False
+                self._event(f"{self._folder} was removed: ps, scale and restart do not find this service")
             for seat in self._seats:
                 self._pass_on(seat)
                 if self._broker and seat.role == NATS and self._stuck and self._broker.room >= ROOM:
@@ -406,7 +412,9 @@ class Supervisor:
         await seat.ready.wait()
 
     async def _unstick(self, seat: Seat) -> None:
-        self._event("the job store has room again: restarting nats")
+        assert self._broker
+        why = "has room again" if self._broker.store.exists() else "was removed"
+        self._event(f"the job store {why}: restarting nats")
         async with self._one_order:
             await self._replace(seat)
 

@@ -25,23 +25,33 @@ class TraceFile:
         self._path = path
         self._resource = resource
         self._limit = limit
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._open()
+        self._fd, self._size = self._open()
 
-    def _open(self) -> None:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._size = os.fstat(self._fd).st_size
-        if self._size and os.pread(self._fd, 1, self._size - 1) != b"\n":
-            self._size += os.write(self._fd, b"\n")  # after a line that a kill or a full disk cut
+    def _open(self) -> tuple[int, int]:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        size = os.fstat(fd).st_size
+        self._cut = bool(size) and os.pread(fd, 1, size - 1) != b"\n"  # a kill or a full disk did
+        return fd, size
+
+    def _anew(self) -> None:
+        # The old one is closed last: if this fails its number is still ours, and no client's connection.
+        old = self._fd
+        self._fd, self._size = self._open()
+        os.close(old)
 
     def write(self, traces: Sequence[Sequence[Span]]) -> None:
+        if not os.fstat(self._fd).st_nlink:  # somebody has removed it
+            self._anew()
         for trace in traces:
             line = otlp(trace, self._resource) + b"\n"
             if self._size and self._size + len(line) > self._limit:
-                os.close(self._fd)
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
-                self._open()
-            self._size += os.write(self._fd, line)
+                self._anew()
+            line = b"\n" + line if self._cut else line
+            written = os.write(self._fd, line)
+            self._cut = written < len(line)
+            self._size += written
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from millrace import control, cuda, models, panel, settings, tls
+from millrace import control, cuda, keys, models, panel, settings, tls
 from millrace.broker import binary
 from millrace.launch import Launch
 from millrace.place import CannotStart, claim, listen, public_url
@@ -27,6 +27,7 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
     for role in SCALED:
         _checked(role, passed)
     model = models.find(given.model, given.models)
+    keys.read(_checked(Role.GATEWAY, passed).keys)
     gpus = _gpus(_checked(Role.ENGINE, passed))
     try:
         if not given.broker:

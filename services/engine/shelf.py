@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import time
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ HEADER = 4096
 ENTRY = 64
 NOTHING = bytes(32)
 ENGINES = 64  # that may share a folder
+
+AGAIN_S = 60.0
+"""A disk that did not take a block is left alone so long: each try costs a step, and a line in the log."""
 
 log = logging.getLogger("millrace.engine")
 
@@ -54,7 +58,7 @@ class FileShelf:
         self._found(header)
         taken = set(self._at.values())
         self._free = [place for place in reversed(range(self.places)) if place not in taken]
-        self._broken = False
+        self._idle_until = 0.0
 
     def _found(self, header: Header) -> None:
         """What an earlier engine has left, if it was of the same kind."""
@@ -80,7 +84,7 @@ class FileShelf:
 
     def put(self, name: bytes, contents: Array) -> None:
         """It may push out what was used longest ago. What cannot be written is not kept."""
-        if name in self._at or not self.places or self._broken:
+        if name in self._at or not self.places or time.monotonic() < self._idle_until:
             return
         place = self._free.pop() if self._free else self._at.popitem(last=False)[1]
         raw = np.ascontiguousarray(contents)
@@ -88,8 +92,8 @@ class FileShelf:
             _write(self._fd, raw.data.cast("B"), self._contents + place * raw.nbytes)
             _write(self._fd, name + _digest(name, raw), HEADER + place * ENTRY)
         except OSError as error:
-            log.warning("prefixes are not written any more: %s", error)
-            self._broken = True
+            log.warning("no prefixes are written for %g s: %s", AGAIN_S, error)
+            self._idle_until = time.monotonic() + AGAIN_S
             self._free.append(place)
             return
         self._at[name] = place

@@ -8,8 +8,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from millrace.errors import Code, Failure
-from millrace.keys import Keys, Tenant
-from millrace.settings import SettingError
+from millrace.keys import Keys, Tenant, file, read
 from services.gateway import page
 from services.gateway.allowance import Allowance
 from services.gateway.visit import Visit
@@ -30,21 +29,11 @@ class Gate:
         """`keys` as the setting has it: a file, or JSON itself, or nothing. Raises SettingError."""
         self._metrics_open = metrics_open
         self._deadline_s = deadline_s
-        self._file = Path(keys) if keys and not keys.lstrip().startswith("{") else None
-        self._stamp: tuple[int, ...] = ()
+        self._file = file(keys)
+        self._stamp = _stamp(self._file) if self._file else ()
         self._allowances: dict[str, Allowance] = {}
         self._gateways = 1
-        self._keys: Keys | None = None
-        try:
-            if self._file:
-                self._stamp = _stamp(self._file)
-                self._keys = Keys.parse(self._file.read_text())
-            elif keys:
-                self._keys = Keys.parse(keys)
-        except OSError as error:
-            raise SettingError(f"keys: {self._file}: {error.strerror}") from None
-        except ValueError as error:
-            raise SettingError(f"keys: {self._file or 'the setting'}: {error}") from None
+        self._keys = read(keys)
 
     @property
     def closed(self) -> bool:

@@ -167,6 +167,24 @@ async def test_a_killed_process_is_followed_by_another(start: Start, role: str) 
     assert await up.stop() == 0
 
 
+async def test_a_state_directory_that_is_removed_is_made_again(start: Start) -> None:
+    """It is said, and who dies then comes back: nats-server with the same passwords, for those who run on."""
+    up = await start()
+    pids = await up.pids()
+    shutil.rmtree(up.folder)
+    await up.says("was removed: ps, scale and restart")
+    body = {"model": "sim", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    for role in ("nats", "engine"):
+        os.kill(pids[role][0], signal.SIGKILL)
+        await up.says(f"{role} ", "ready")
+    async with httpx.AsyncClient(timeout=LIMIT_S) as client, asyncio.timeout(LIMIT_S):
+        while (await client.post(f"{up.url}/v1/chat/completions", json=body)).status_code != 200:
+            await asyncio.sleep(0.1)
+
+    assert [0o700] * 3 == [stat.S_IMODE((up.folder / each).stat().st_mode) for each in (".", "log", "nats")]
+    assert await up.stop() == 0
+
+
 async def test_nothing_outlives_a_killed_supervisor(start: Start) -> None:
     """`kill -9` of `millrace up` ends every process it started, and its place can be taken at once."""
     up = await start()
@@ -329,6 +347,7 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
         ((), {"MILLRACE_SLOT": "4"}, "MILLRACE_SLOT"),
         (("--engines", "-1"), {}, "engines"),
         (("--model", "no/such-model"), {}, "no/such-model"),
+        (("--keys", "no/such-file"), {}, "keys: no/such-file"),
     ],
 )
 async def test_a_wrong_setting_starts_nothing(

@@ -1,13 +1,14 @@
 """Prefixes in a file: what a restart finds there is what was put there, or it is not used."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from services.engine.shelf import ENTRY, HEADER, FileShelf
+from services.engine.shelf import AGAIN_S, ENTRY, HEADER, FileShelf
 
 LIKE = np.empty((3, 100), np.int8)
 NAMES = [bytes([i]) * 32 for i in range(1, 10)]
@@ -121,10 +122,10 @@ def test_two_engines_do_not_share_a_file(tmp_path: Path) -> None:
     assert 0o600 == (tmp_path / "prefixes-1").stat().st_mode & 0o777
 
 
-def test_a_full_disk_ends_the_keeping_and_nothing_else(
+def test_a_full_disk_ends_the_keeping_for_a_while_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was written before is still there."""
+    """What was written before is still there, and later the disk is tried again."""
     made = shelf(tmp_path)
     made.put(NAMES[0], block(0))
     write = os.pwrite
@@ -132,6 +133,12 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(
     made.put(NAMES[1], block(1))
     monkeypatch.undo()
     made.put(NAMES[2], block(2))
+    at_once = [name for name in NAMES if name in made]
+    later = time.monotonic() + AGAIN_S
+    monkeypatch.setattr("time.monotonic", lambda: later)
+    made.put(NAMES[2], block(2))
 
-    assert [NAMES[0]] == [name for name in NAMES if name in made]
+    assert [NAMES[0]] == at_once
+    assert [NAMES[0], NAMES[2]] == [name for name in NAMES if name in made]
     assert same(block(0), made.take(NAMES[0]))
+    assert same(block(2), made.take(NAMES[2]))

@@ -2,9 +2,12 @@
 
 import base64
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from google.protobuf import json_format
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
@@ -79,10 +82,59 @@ def test_the_file_is_bounded_and_survives_a_torn_line(tmp_path: Path) -> None:
     with path.open("ab") as out:
         out.write(b'{"resourceSpans":[{"resou')
     TraceFile(path, RESOURCE, limit=50_000).write([[span("after")]])
-    names = [
-        line["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["name"] for line in tracefile.read(tmp_path)
-    ]
+    there = names(tmp_path)
 
     assert size <= 10_000
-    assert {"n49", "after"} <= set(names) and "n0" not in names
+    assert {"n49", "after"} <= set(there) and "n0" not in there
     assert 0o600 == path.stat().st_mode & 0o777
+
+
+def names(folder: Path) -> list[str]:
+    """Of the first span of each trace there."""
+    return [line["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["name"] for line in tracefile.read(folder)]
+
+
+def test_a_full_disk_spoils_one_line_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that it cut, and not the one that comes when there is room again."""
+    file = TraceFile(tmp_path / tracefile.FOLDER / "gateway.jsonl", RESOURCE)
+    write = os.write
+    monkeypatch.setattr("os.write", lambda fd, line: write(fd, line[: len(line) // 2]))
+    file.write([[span("cut")]])
+    monkeypatch.undo()
+    file.write([[span("first")], [span("second")]])
+
+    assert ["first", "second"] == names(tmp_path)
+
+
+def test_a_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """The traces that follow are there."""
+    file = TraceFile(tmp_path / tracefile.FOLDER / "gateway.jsonl", RESOURCE)
+    file.write([[span("before")]])
+    shutil.rmtree(tmp_path / tracefile.FOLDER)
+    file.write([[span("after")]])
+
+    assert ["after"] == names(tmp_path)
+
+
+def test_a_file_that_cannot_be_set_aside_keeps_its_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else is opened has another number, and no trace is written there."""
+    file = TraceFile(tmp_path / tracefile.FOLDER / "gateway.jsonl", RESOURCE, limit=100)
+    file.write([[span("kept")]])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr("pathlib.Path.replace", _refuse)
+        file.write([[span("lost")]])
+    strangers = [os.open(tmp_path / f"{n}", os.O_RDWR | os.O_CREAT) for n in range(8)]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr("pathlib.Path.replace", _refuse)
+        file.write([[span("lost")]])
+    sizes = [os.fstat(fd).st_size for fd in strangers]  # which fails for one that was closed
+    file.write([[span("after")]])
+
+    assert [0] * 8 == sizes
+    assert {"kept", "after"} == set(names(tmp_path))
+
+
+def _refuse(*_: object) -> Path:
+    raise OSError("no room")
