@@ -34,10 +34,9 @@ def main(folder: Path) -> None:
     _say(sys.stdout.buffer, Verdict(""))
     while head := sys.stdin.buffer.read(4):
         wish = wishes.decode(sys.stdin.buffer.read(*struct.unpack("<I", head)))
-        # Should its parent be gone, nobody else would end it.
-        signal.setitimer(signal.ITIMER_REAL, 2 * TRY_S)
+        signal.setitimer(signal.ITIMER_PROF, TRY_S)  # it is ended then, with or without its parent
         verdict = judge(wish, grammars)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _say(sys.stdout.buffer, verdict)
 
 

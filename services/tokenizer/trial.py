@@ -18,9 +18,12 @@ from millrace.errors import Code, Failure
 from services.tokenizer.wish import Wish
 
 TRY_S = 0.8
-"""Honest grammars take some milliseconds, the largest of them a tenth of a second."""
+"""Of processor time, so that a busy machine refuses nothing. Honest grammars take some milliseconds, the
+largest of them a tenth of a second."""
 
-START_S = 20.0
+LET_S = 20.0
+"""For the process to start, and for a trial to come to its end, however busy the machine."""
+
 WAIT_S = 4.0
 """Behind others' trials. Beyond this the client is asked to come again."""
 
@@ -84,10 +87,15 @@ class Trial:
                 raise Failure(Code.UNAVAILABLE, "grammars cannot be tried now", retry_after=1.0) from None
             assert process.stdin is not None
             try:
-                async with asyncio.timeout(TRY_S):
+                async with asyncio.timeout(LET_S):
                     process.stdin.write(struct.pack("<I", len(raw)) + raw)
                     return await _heard(process)
-            except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            except TimeoutError:
+                await self._end()  # it was paused: that says nothing of the wish
+                raise Failure(
+                    Code.UNAVAILABLE, "the grammar could not be tried now", retry_after=1.0
+                ) from None
+            except (OSError, asyncio.IncompleteReadError):
                 await self._end()
                 return Verdict("", TOO_MUCH)
             except asyncio.CancelledError:
@@ -107,7 +115,7 @@ class Trial:
                 start_new_session=True,  # the terminal's Ctrl-C is for its parent
             )
             try:
-                async with asyncio.timeout(START_S):
+                async with asyncio.timeout(LET_S):
                     await _heard(self._process)
             except BaseException:
                 await self._end()

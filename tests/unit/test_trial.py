@@ -1,6 +1,8 @@
 """Grammars are tried where they can harm nothing, and a bad one is refused by name."""
 
+import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest_asyncio
 
 from millrace.errors import Code, Failure
 from millrace.messages import Chat, Form, Voice
-from services.tokenizer.trial import Trial
+from services.tokenizer.trial import TRY_S, Trial
 from services.tokenizer.wish import Wish
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -108,6 +110,32 @@ async def test_a_process_that_died_is_started_again(trial: Trial) -> None:
     await process.wait()
 
     assert await trial.grammar(wish("choice", '["after"]'))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_pause_refuses_no_wish(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for longer than a trial may compute; in the end its client is told to come again."""
+
+    def stopped() -> asyncio.subprocess.Process:
+        assert trial._process is not None
+        trial._process.send_signal(signal.SIGSTOP)
+        return trial._process
+
+    await trial.prepare()
+    process = stopped()
+    short = asyncio.ensure_future(trial.grammar(wish("choice", '["short"]')))
+    await asyncio.sleep(1.2 * TRY_S)
+    process.send_signal(signal.SIGCONT)
+    assert await short
+
+    monkeypatch.setattr("services.tokenizer.trial.LET_S", 0.05)
+    stopped()
+    with pytest.raises(Failure) as late:
+        await trial.grammar(wish("choice", '["long"]'))
+    monkeypatch.undo()
+
+    assert Code.UNAVAILABLE == late.value.code
+    assert await trial.grammar(wish("choice", '["long"]'))
 
 
 @pytest.mark.parametrize(
