@@ -57,8 +57,8 @@ MEET_S = 1.0
 ORPHAN_S = 5.0
 """A gateway silent for this long is gone, and nobody waits for its jobs."""
 
-FIND_S = 0.3
-"""An owner answers within a millisecond; who knows no such request does not answer."""
+FIND_S = 1.5
+"""An owner answers within a millisecond, or once it is let run; who knows no such request says nothing."""
 
 RING_S = 0.25
 

@@ -22,7 +22,7 @@ async def one_slot(scene: Scene) -> Outcome:
     wish = (await scene.site.wishes())[-len(LATE)]
     for round in range(ROUNDS):
         prefilling = round % 2 == 1
-        body = {**wish.body, "max_tokens": 250, "ignore_eos": True}
+        body = {**wish.body, "max_tokens": 2000, "ignore_eos": True}
         if prefilling:
             body["messages"] = [{"role": "user", "content": LONG_PROMPT}]
         started = asyncio.Event()

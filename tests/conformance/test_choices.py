@@ -77,7 +77,7 @@ def test_a_client_that_leaves_leaves_nothing(service: Service, client: OpenAI) -
     stream.close()
 
     async def idle() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while any(row.load for row in await service.ps() if row.role in ("gateway", "engine")):
                 await asyncio.sleep(0.1)
 

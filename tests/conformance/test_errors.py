@@ -98,7 +98,7 @@ async def test_cancelled(service: Service, sdk: AsyncOpenAI) -> None:
     waiting = asyncio.create_task(
         sdk.chat.completions.create(**LONG, extra_headers=limited(20_000, **{"x-request-id": "whole"}))
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await sdk._client.delete("requests/whole")).status_code != 200:
             await asyncio.sleep(0.05)
     with pytest.raises(openai.APIStatusError) as whole:
@@ -145,7 +145,10 @@ async def test_the_bytes_of_a_failed_stream(service: Service) -> None:
     await service.answers()
     body = {"model": "sim", "messages": HELLO, "max_tokens": 3500, "ignore_eos": True, "stream": True}
     async with httpx.AsyncClient() as http:
-        answer = await http.post(f"{service.url}/v1/chat/completions", json=body, headers=limited(400))
+        for ms in (400, 800, 1600, 3200):  # before the first token it is no stream that fails
+            answer = await http.post(f"{service.url}/v1/chat/completions", json=body, headers=limited(ms))
+            if answer.status_code == 200:
+                break
     *events, end = answer.text.split("\n\n")
 
     assert (200, "") == (answer.status_code, end)

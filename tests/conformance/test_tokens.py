@@ -17,7 +17,7 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     service = asyncio.run(Service.start(env={"MILLRACE_MODEL": "sim"}))
-    with httpx.Client(base_url=service.url, timeout=20) as made:
+    with httpx.Client(base_url=service.url) as made:
         yield made
     asyncio.run(service.stop())
 

@@ -38,7 +38,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Broker]:
     made = Broker.prepare(tmp_path / "nats")
     try:
         with started(made):
-            await asyncio.wait_for(made.ready(), 10)
+            await asyncio.wait_for(made.ready(), 60)
             yield made
     finally:
         made.close()
@@ -71,8 +71,8 @@ class Peer:
         """The server answers in order: a refusal is here before the answer to the last flush."""
         self.refused.clear()
         await act
-        await self.client.flush(5)  # nats-py sends this one's PING before what is still in its buffer
-        await self.client.flush(5)
+        await self.client.flush(30)  # nats-py sends this one's PING before what is still in its buffer
+        await self.client.flush(30)
         return not any("permissions violation" in text for text in self.refused)
 
     async def may_publish(self, subject: str) -> bool:
@@ -153,19 +153,19 @@ async def test_an_engine_cannot_settle_a_job(join: Join) -> None:
             },
         ),
     ):
-        answer = await gateway.client.request(f"$JS.API.{call}", json.dumps(body).encode(), timeout=5)
+        answer = await gateway.client.request(f"$JS.API.{call}", json.dumps(body).encode(), timeout=30)
         assert "error" not in json.loads(answer.data)
-    await tokenizer.client.request("mr.job.sim.normal.all", b"a job", timeout=5)
+    await tokenizer.client.request("mr.job.sim.normal.all", b"a job", timeout=30)
 
     inbox = engine.client.new_inbox()
     delivered = await engine.client.subscribe(inbox)
     ask = f"$JS.API.CONSUMER.MSG.NEXT.{subjects.JOBS.name}.sim"
     await engine.client.publish(ask, b'{"batch":1,"expires":2000000000}', reply=inbox)
-    job = await delivered.next_msg(timeout=5)
+    job = await delivered.next_msg(timeout=30)
     for verb in (b"+ACK", b"-NAK", b"+WPI", b"+TERM"):
         assert not await engine.may(engine.client.publish(job.reply, verb)), verb
 
-    info = await gateway.client.request(f"$JS.API.STREAM.INFO.{subjects.JOBS.name}", b"", timeout=5)
+    info = await gateway.client.request(f"$JS.API.STREAM.INFO.{subjects.JOBS.name}", b"", timeout=30)
     assert json.loads(info.data)["state"]["messages"] == 1
 
 
@@ -191,9 +191,9 @@ async def test_any_number_of_requests_is_answered(
         await msg.respond(msg.data)
 
     await service.client.subscribe(subject, cb=answer)
-    await service.client.flush(5)
+    await service.client.flush(30)
     for number in range(300):
-        got = await client.client.request(subject, b"%d" % number, timeout=5)
+        got = await client.client.request(subject, b"%d" % number, timeout=30)
         assert got.data == b"%d" % number
 
     assert not service.refused
@@ -265,13 +265,13 @@ async def test_a_client_may_come_before_the_server(tmp_path: Path) -> None:
     await asyncio.sleep(0)
     try:
         with started(made):
-            watcher, speaker = await asyncio.wait_for(asyncio.gather(early, late), 10)
+            watcher, speaker = await asyncio.wait_for(asyncio.gather(early, late), 60)
             await watcher.listen(Inbox(subjects.PRESENCE.wildcard, Here, hear))
             await watcher.flush()
             await watcher.flush()
             speaker.publish(subjects.PRESENCE.to("engine"), Here("engine", "engine_1", 1, "ready"))
 
-            assert (await asyncio.wait_for(heard.get(), 5)).id == "engine_1"
+            assert (await asyncio.wait_for(heard.get(), 60)).id == "engine_1"
             await watcher.close()
             await speaker.close()
     finally:

@@ -107,14 +107,14 @@ async def test_a_client_that_does_not_read_the_end(start: Start) -> None:
 
 async def test_a_client_that_is_behind_but_reads(start: Start) -> None:
     """A client that reads slowly but steadily loses nothing, however far behind it is."""
-    site = await start(*([BLOCK, 0.0] * 200), said("end"), slow_reader=100_000, slow_reader_s=0.7)
+    site = await start(*([BLOCK, 0.0] * 200), said("end"), slow_reader=100_000, slow_reader_s=3.0)
     received = bytearray()
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(LONG):
         with await silent(site, 1 << 16) as slow:
             while part := await loop.sock_recv(slow, 1 << 16):
                 received += part
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.02)
 
     assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 

@@ -29,7 +29,7 @@ class Machine:
 
 
 async def engine(service: Service, until: Callable[[Row], bool]) -> Row:
-    for _ in range(200):
+    for _ in range(1200):
         (row,) = await service.rows("engine")
         if until(row):
             return row
@@ -49,7 +49,7 @@ async def test_it_takes_nothing_while_memory_is_short(tmp_path: Path) -> None:
             "stream": True,
             "return_token_ids": True,
         }
-        running = asyncio.create_task(ask(service.url, {**body, "max_tokens": 150}))
+        running = asyncio.create_task(ask(service.url, {**body, "max_tokens": 600}))
         await engine(service, lambda row: row.load == 1)
         machine.available(3)
         row = await engine(service, lambda row: row.pressure == "short")
@@ -59,7 +59,7 @@ async def test_it_takes_nothing_while_memory_is_short(tmp_path: Path) -> None:
         await asyncio.sleep(PULL_EXPIRES_S + 0.1)  # what it had asked for before may come until then
         waiting = asyncio.create_task(ask(service.url, {**body, "max_tokens": 5}))
         first = await running
-        assert (150, None) == (len(first.token_ids), first.failure or None)
+        assert (600, None) == (len(first.token_ids), first.failure or None)
         row = await engine(service, lambda row: row.load == 0)
         await asyncio.sleep(0.5)
         assert not waiting.done()

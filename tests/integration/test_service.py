@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from millrace import control, models
 from millrace import messages as m
-from millrace import models
 from millrace.bus import Bus, Inbox
 from millrace.jetstream import JetStream
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, JOBS, PRESENCE, TOKENIZER, Lane, Role
@@ -188,11 +187,11 @@ async def test_a_process_joins_with_the_address_alone(service: Service, aclient:
                 seen.set()
 
         await bus.listen(Inbox(PRESENCE.to("engine"), m.Here, here))
-        await asyncio.wait_for(seen.wait(), 15)
+        await asyncio.wait_for(seen.wait(), 60)
         await bus.close()
         process.send_signal(signal.SIGTERM)
 
-        assert 0 == await asyncio.wait_for(process.wait(), 15)
+        assert 0 == await asyncio.wait_for(process.wait(), 60)
     finally:
         if process.returncode is None:
             process.kill()
@@ -206,7 +205,7 @@ async def test_what_nobody_waits_for_is_not_computed(service: Service) -> None:
         return await Bus.connect((service.folder / "nats" / f"{role}.url").read_text().strip(), role, "t")
 
     async def busy(wanted: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while sum(row.load for row in await service.rows("engine")) != wanted:
                 await asyncio.sleep(0.05)
 
@@ -233,7 +232,7 @@ async def test_what_nobody_waits_for_is_not_computed(service: Service) -> None:
 
         (gateway,) = await service.rows("gateway")
         holding = m.Holding("e", [m.Ref(f"{gateway.id}-1", 7)])
-        release = await engine.request(GATEWAY.to(gateway.id), holding, m.Release, 5.0)
+        release = await engine.request(GATEWAY.to(gateway.id), holding, m.Release, 30.0)
     finally:
         for bus in (owner, tokenizer, engine):
             await bus.close()
@@ -246,7 +245,7 @@ async def test_a_cancelled_request_frees_its_slot() -> None:
     service = await Service.start(env={**FAST, "MILLRACE_SLOTS": "1", "MILLRACE_SIM_STEP_MS": "5"})
     try:
         async with AsyncOpenAI(
-            base_url=f"{service.url}/v1", api_key="x", max_retries=0, timeout=20
+            base_url=f"{service.url}/v1", api_key="x", max_retries=0, timeout=60
         ) as client:
             endless = await client.chat.completions.create(
                 model="sim",
@@ -268,7 +267,7 @@ async def test_a_cancelled_request_frees_its_slot() -> None:
 async def test_deadlines_queue_limits_and_readiness() -> None:
     """Time that ran out is 504, a queue that is full is 429 with a time to wait, no engine is not ready."""
     env = {**FAST, "MILLRACE_SLOTS": "1", "MILLRACE_QUEUE": "3", "MILLRACE_SIM_STEP_MS": "200"}
-    service = await Service.start(env={**env, "MILLRACE_DEADLINE_S": "3"})
+    service = await Service.start(env={**env, "MILLRACE_DEADLINE_S": "5"})
     try:
         async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="x", max_retries=0) as client:
 
@@ -280,24 +279,20 @@ async def test_deadlines_queue_limits_and_readiness() -> None:
         refused = [o for o in outcomes if isinstance(o, openai.RateLimitError)]
         expired = [o for o in outcomes if isinstance(o, openai.InternalServerError) and o.status_code == 504]
         async with httpx.AsyncClient() as http:
-            ready = (await http.get(f"{service.url}/readyz")).status_code
-            await asyncio.to_thread(stop_for_good, service, "engine")
-            missing = await http.get(f"{service.url}/readyz")
+            async with asyncio.timeout(60):
+                while (await http.get(f"{service.url}/readyz")).status_code != 200:
+                    await asyncio.sleep(0.1)
+                scale = control.Scale("engine", 0)
+                await asyncio.to_thread(control.order, service.folder, scale, lambda text: None)
+                while (missing := await http.get(f"{service.url}/readyz")).status_code == 200:
+                    await asyncio.sleep(0.1)  # its last sign of life is believed for two seconds
 
         assert (3, 3) == (len(refused), len(expired))
         assert all(int(o.response.headers["retry-after"]) >= 1 for o in refused)
-        assert (200, 503) == (ready, missing.status_code)
+        assert 503 == missing.status_code
         assert "engine" in missing.json()["error"]["message"]
     finally:
         await service.stop()
-
-
-def stop_for_good(service: Service, role: str) -> None:
-    """Scale it away, and wait until the gateway has noticed."""
-    from millrace import control
-
-    control.order(service.folder, control.Scale(role, 0), lambda text: None)
-    time.sleep(2.5)  # its last sign of life is believed for two seconds
 
 
 FUZZED = 10_000
@@ -329,7 +324,7 @@ async def test_nonsense_on_the_bus_harms_nothing(service: Service, aclient: Asyn
     gateway = await Bus.connect(
         (service.folder / "nats" / "gateway.url").read_text().strip(), Role.GATEWAY, "fuzz"
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while (await JetStream(gateway)._api(f"STREAM.INFO.{JOBS.name}", {}))["state"]["messages"]:
             await asyncio.sleep(0.1)
     await gateway.close()

@@ -25,7 +25,7 @@ FLAGS = (
     "--disable-component-update",
     "--remote-debugging-pipe",
 )
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Broken(AssertionError):

@@ -18,7 +18,7 @@ PORT = 4222
 BEHIND = 10_000
 """What a server listens on further up, where a wire of ours has its port."""
 
-START_S = 20.0
+START_S = 60.0
 FAR = "far"
 Far = Literal["", "leaf", "joined"]
 

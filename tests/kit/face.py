@@ -12,7 +12,7 @@ from services.gateway.app import Serving
 from tests.kit.desk import ScriptedDesk
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
-LONG = 10.0  # seconds after which a test hangs rather than waits
+LONG = 60.0  # seconds after which a test hangs rather than waits
 
 
 class Site:

@@ -17,7 +17,7 @@ class Server:
     async def start(self) -> "Server":
         with self.broker.log.open("ab") as log:
             self._process = subprocess.Popen(self.broker.command(), stderr=log)
-        await asyncio.wait_for(self.broker.ready(), 10)
+        await asyncio.wait_for(self.broker.ready(), 60)
         return self
 
     def kill(self) -> None:

@@ -11,13 +11,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
+
 from millrace import control
 from millrace.control import ControlError, Row
 from tests.kit.client import ask
 
 ROOT = Path(__file__).parents[2]
-START_S = 30.0
-STOP_S = 15.0
+START_S = 90.0
+STOP_S = 30.0
 
 
 def free_port() -> int:
@@ -39,10 +41,10 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class Service:
-    def __init__(self, env: dict[str, str], folder: Path, port: int, up: subprocess.Popen[bytes]):
+    def __init__(self, env: dict[str, str], folder: Path, up: subprocess.Popen[bytes]):
         self.env = env
         self.folder = folder
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = ""
         self._up = up
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -53,9 +55,8 @@ class Service:
         """`counts` as `up` takes them: engines=2, ..."""
         temporary = None if folder else tempfile.TemporaryDirectory(prefix="millrace-chaos-")
         folder = folder or Path(temporary.name if temporary else "")
-        port = free_port()
         command = [sys.executable, "-P", "-m", "millrace.cli", "up", "--plain"]
-        command += ["--port", str(port), "--state-dir", str(folder)]
+        command += ["--port", "0", "--state-dir", str(folder)]
         for role, count in counts.items():
             command += [f"--{role}", str(count)]
         full = environment({"MILLRACE_MODEL": "sim", **(env or {})})
@@ -63,25 +64,31 @@ class Service:
             up = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=full, cwd=folder
             )
-        service = cls(full, folder, port, up)
+        service = cls(full, folder, up)
         service._temporary = temporary
         try:
-            await service._until_up(sum(counts.values()))
+            await service._until_up(sum(counts.values()), whole=0 not in counts.values())
         except BaseException:
             await service.stop()
             raise
         return service
 
-    async def _until_up(self, least: int) -> None:
+    async def _until_up(self, least: int, *, whole: bool) -> None:
+        """Until a gateway has heard of the others, too, if `up` runs all that it waits for."""
         end = time.monotonic() + START_S
         while time.monotonic() < end:
             if self._up.poll() is not None:
                 break
             rows = await self.ps()
-            if len(rows) > least and all(row.state == "ready" for row in rows):
+            ready = len(rows) > least and all(row.state == "ready" for row in rows)
+            if ready and (not whole or await self._answers_readily()):
                 return
             await asyncio.sleep(0.1)
         raise RuntimeError(f"the service did not start:\n{(self.folder / 'up.out').read_text()[-2000:]}")
+
+    async def _answers_readily(self) -> bool:
+        async with httpx.AsyncClient() as http:
+            return (await http.get(f"{self.url}/readyz")).is_success
 
     def beside(self, role: str, url: str, **env: str) -> subprocess.Popen[bytes]:
         """A process that `up` knows nothing of, with the service's settings and this NATS."""
@@ -95,7 +102,7 @@ class Service:
                 cwd=self.folder,
             )
 
-    async def answers(self, limit: float = 20.0) -> None:
+    async def answers(self, limit: float = 60.0) -> None:
         """Wait until a short request is answered."""
         body = {
             "model": self.env["MILLRACE_MODEL"],
@@ -112,18 +119,32 @@ class Service:
     async def ps(self) -> list[Row]:
         """What `millrace ps --json` prints, without a new process for each look."""
         try:
-            return (await asyncio.to_thread(control.order, self.folder, control.Ps(), _unsaid)).rows
+            done = await asyncio.to_thread(control.order, self.folder, control.Ps(), _unsaid)
         except ControlError:
             return []
+        self.url = done.url
+        return done.rows
 
     async def rows(self, role: str) -> list[Row]:
         return [row for row in await self.ps() if row.role == role and row.pid]
+
+    async def strike(self, role: str = "engine") -> int:
+        """kill -9 of who has most to do; how much that was. 0, and nobody is killed, if they have nothing for
+        longer than it takes to tell of it: what was to be struck is over."""
+        for _ in range(20):
+            busy = [row for row in await self.rows(role) if row.load]
+            if busy:
+                busiest = max(busy, key=lambda row: row.load)
+                os.kill(busiest.pid, signal.SIGKILL)
+                return busiest.load
+            await asyncio.sleep(0.05)
+        return 0
 
     async def restart(self, role: str = "") -> None:
         """As `millrace restart` does it."""
         await asyncio.to_thread(control.order, self.folder, control.Restart(role), _unsaid)
 
-    async def settled(self, want: Mapping[str, int], limit: float = 20.0) -> None:
+    async def settled(self, want: Mapping[str, int], limit: float = 60.0) -> None:
         """Wait until every role has its number of processes again, all of them ready."""
         end = time.monotonic() + limit
         rows: list[Row] = []

@@ -162,20 +162,25 @@ async def test_a_killed_engine_changes_nothing(real: Real) -> None:
     env = {"MILLRACE_MODEL": "demo", "MILLRACE_DRAFT": "demo", "XDG_CACHE_HOME": str(real.root)}
     service = await Service.start(env=env, engines=1)
     try:
-        answer = Answer(0.0)
-        killed: list[int] = []
-        (engine,) = await service.rows("engine")
+        killed: list[int] = []  # after so many tokens
+        while len(killed) < 10 and min(killed, default=700) >= 700:  # then this machine stopped us too long
+            answer = Answer(0.0)
+            (engine,) = await service.rows("engine")
+            alive = [engine.pid]
 
-        def kill() -> None:
-            if len(answer.token_ids) > 60 and not killed:
-                os.kill(engine.pid, signal.SIGKILL)
-                killed.append(len(answer.token_ids))
+            def kill(answer: Answer = answer, alive: list[int] = alive) -> None:
+                if len(answer.token_ids) > 60 and alive:
+                    os.kill(alive.pop(), signal.SIGKILL)
+                    killed.append(len(answer.token_ids))
 
-        await ask(service.url, body, path="/v1/completions", answer=answer, news=kill)
+            await ask(service.url, body, path="/v1/completions", answer=answer, news=kill)
+
+            assert not answer.failure
+            assert said == answer.token_ids
+            await service.settled({"engine": 1})
         logs = "".join(path.read_text() for path in (service.folder / "log").glob("engine*"))
 
-        assert not answer.failure and killed[0] < 700
-        assert said == answer.token_ids
-        assert 2 == logs.count("demo guesses for demo")
+        assert min(killed) < 700
+        assert len(killed) + 1 == logs.count("demo guesses for demo")
     finally:
         await service.stop()
