@@ -11,6 +11,9 @@ from itertools import accumulate
 
 from millrace.messages import Sampling
 
+GREEDY = 1e-5
+"""A temperature below this is zero, as in vLLM: nothing but the best token has any weight then."""
+
 SLACK = 1e-9
 """Far more than the rounding of a sum of a row's candidates in double precision."""
 
@@ -32,7 +35,9 @@ def random(seed: int, position: int) -> float:
 def place(logits: list[float], others: int, sampling: Sampling, position: int) -> int:
     """Where among these, best first, the token is; -1 if they do not tell. `others`: how many tokens there
     are behind them, none of them better than the last."""
-    if not -math.inf < logits[-1] <= logits[0] < math.inf or sampling.min_p:
+    if sampling.temperature < GREEDY:
+        return 0 if logits and logits[0] > -math.inf else -1
+    if not logits or sampling.min_p or not -math.inf < logits[-1] <= logits[0] < math.inf:
         return -1
     weights = [math.exp((logit - logits[0]) / sampling.temperature) for logit in logits]
     edge = weights[-1]
@@ -40,10 +45,17 @@ def place(logits: list[float], others: int, sampling: Sampling, position: int) -
         edge, others = 0.0, 0
     sums = list(accumulate(weights[: sampling.top_k or None]))
     number = random(sampling.seed, position)
+    return within(sums, ((0.0, 0.0), (others * edge, edge)), sampling.top_p, number)
+
+
+def within(
+    sums: list[float], bounds: tuple[tuple[float, float], tuple[float, float]], top_p: float, number: float
+) -> int:
+    """The place of the token among these cumulated weights, if both bounds choose the same; else -1. A bound:
+    what all others weigh, and one of them."""
     places = []
-    # If all others weigh nothing, and if they weigh as much as they can.
-    for sign, rest, beyond in ((-1, 0.0, 0.0), (1, others * edge, edge)):
-        enough = sampling.top_p * (sums[-1] + rest) * (1 + sign * SLACK)
+    for sign, (rest, beyond) in zip((-1, 1), bounds, strict=True):
+        enough = top_p * (sums[-1] + rest) * (1 + sign * SLACK)
         last = bisect_left(sums, enough)
         kept = sums[last] if last < len(sums) else enough + beyond
         places.append(min(bisect_right(sums, number * kept * (1 + sign * SLACK)), last))

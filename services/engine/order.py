@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Doubles = npt.NDArray[np.float64]
 
-BUCKETS, REACH = 4096, 40.0
+BUCKETS, REACH = 1024, 40.0
 """Over so many logits below the best, at temperature 1. What lies lower weighs e-18 of it: one bucket."""
 
 

@@ -13,8 +13,9 @@ does the exact weight. Where they do not, the row's whole weight is computed, an
 in order.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from services.engine import lone
 from services.engine.edits import Changed, Edits, changed
-from services.engine.lone import SLACK
+from services.engine.lone import GREEDY, SLACK
 from services.engine.order import Order
 from services.engine.sequence import Sequence
 
@@ -34,8 +35,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Masks = npt.NDArray[np.uint32]  # [rows, words of 32 tokens each]
 
-GREEDY = 1e-5
-"""A temperature below this is zero, as in vLLM: nothing but the best token has any weight then."""
+LOWEST = np.finfo(np.float64).min
 
 ROUGH = 1e-4
 """More than the rounding of a sum over any vocabulary in single precision, in both directions."""
@@ -65,21 +65,24 @@ Sampler = Callable[[Candidates, list[Sequence]], list[int]]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_ONE, _30, _27, _31, _11 = (np.uint64(n) for n in (1, 30, 27, 31, 11))
 
 
 def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """splitmix64's finaliser: every bit of the input reaches every bit of the output."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * _MIX1
-        x = (x ^ (x >> np.uint64(27))) * _MIX2
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> _30)
+    x *= _MIX1
+    x ^= x >> _27
+    x *= _MIX2
+    x ^= x >> _31
+    return x
 
 
 def uniform(seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
     """The random number of each (seed, position), in [0, 1)."""
-    with np.errstate(over="ignore"):
-        bits = mix(mix(seeds + _GOLDEN) + (positions + np.uint64(1)) * _GOLDEN)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    bits = mix(mix(seeds + _GOLDEN) + (positions + _ONE) * _GOLDEN)
+    bits >>= _11
+    return bits.astype(np.float64) * 2.0**-53
 
 
 def choose(candidates: Candidates, sequences: list[Sequence]) -> list[int]:
@@ -103,11 +106,8 @@ def _one_by_one(candidates: Candidates, sequences: list[Sequence]) -> list[int]:
         if sequence.allowed is not None or Edits.of(sequence, candidates.vocab):
             return []
         logits = candidates.logits[row].tolist()
-        if sequence.sampling.temperature < GREEDY:
-            place = 0 if logits[0] > -np.inf else -1
-        else:
-            others = candidates.vocab - len(logits)
-            place = lone.place(logits, others, sequence.sampling, sequence.answered)
+        others = candidates.vocab - len(logits)
+        place = lone.place(logits, others, sequence.sampling, sequence.answered)
         if place < 0:
             return []
         chosen.append(int(candidates.ids[row, place]))
@@ -115,32 +115,48 @@ def _one_by_one(candidates: Candidates, sequences: list[Sequence]) -> list[int]:
 
 
 def _chosen(rows: "_Rows", best: "_Best", wishes: "_Wishes") -> list[int]:
-    """By what the beginnings tell; then by the whole weight of each row; and at last by its order."""
+    """By what the beginnings tell; then by the few that are allowed, or by the whole weight of each row; at
+    last by its order."""
     beginnings = _Beginnings.of(best, wishes)
     places = beginnings.settle(wishes)
     chosen: list[int] = best.ids[np.arange(len(places)), places].tolist()
-    left = np.flatnonzero(places < 0)
-    if left.size:
-        fewer = wishes.only(left)
-        weights = _weigh(rows.whole(left, np.float32), fewer.scale)
-        places = beginnings.only(left).settle(fewer, weights)
-        for row, place in zip(left.tolist(), places.tolist(), strict=True):
-            chosen[row] = int(best.ids[row, place])
-        left = left[places < 0]
-    for row, logits in zip(left.tolist(), rows.whole(left, np.float64) if left.size else (), strict=True):
-        chosen[row] = _choose_in_order(logits, wishes, row)
+    left = (places < 0).nonzero()[0]
+    if not left.size:
+        return chosen
+    few = rows.few(left)
+    tokens = {row: rows.of_few(row) for row in left[few].tolist()}
+    wide = left[~(few | beginnings.closed[left] | beginnings.empty[left])]
+    for row, place in _by_weight(rows, wide, beginnings, wishes):
+        tokens[row] = int(best.ids[row, place]) if place >= 0 else -1
+    for row in left.tolist():
+        token = tokens.get(row, -1)
+        chosen[row] = token if token >= 0 else _in_order(rows.whole([row], np.float64)[0], wishes, row)
     return chosen
 
 
-def _weigh(logits: Floats, scale: Doubles) -> Doubles:
+def _by_weight(
+    rows: "_Rows", wide: Ints, beginnings: "_Beginnings", wishes: "_Wishes"
+) -> Iterator[tuple[int, int]]:
+    """These rows and the places that their whole weights tell, or -1."""
+    if not wide.size:
+        return
+    weights = _weigh(rows.whole(wide, np.float32), wishes.scale[wide]).tolist()
+    for row, weight, sums in zip(wide.tolist(), weights, beginnings.cumulated[wide].tolist(), strict=True):
+        rest, rough = weight - float(beginnings.known[row]), ROUGH * weight
+        least = 0.0 if beginnings.cut[row] else max(0.0, rest - rough)
+        bounds = (least, 0.0), (max(0.0, rest + rough), float(beginnings.edge[row]))
+        yield row, lone.within(sums, bounds, float(wishes.top_p[row]), float(wishes.random[row]))
+
+
+def _weigh(logits: Floats, scale: Doubles) -> Floats:
     """What each row weighs, as a share of its best token; right to within ROUGH."""
-    logits -= np.maximum(logits.max(axis=1, keepdims=True), np.finfo(np.float32).min)
+    logits -= logits.max(axis=1, keepdims=True)
     logits /= scale.astype(np.float32)[:, None]
-    weights: Doubles = np.exp(logits, out=logits).sum(axis=1).astype(np.float64)
+    weights: Floats = np.exp(logits, out=logits).sum(axis=1)
     return weights
 
 
-def _choose_in_order(logits: Doubles, wishes: "_Wishes", row: int) -> int:
+def _in_order(logits: Doubles, wishes: "_Wishes", row: int) -> int:
     temperature, top_k, top_p = wishes.temperature[row], int(wishes.top_k[row]), wishes.top_p[row]
     if temperature < GREEDY or logits.max() == -np.inf:
         return int(logits.argmax())
@@ -177,16 +193,6 @@ class _Wishes:
         scale = np.where(temperature < GREEDY, 1.0, temperature)
         return cls(temperature, scale, top_p, min_p, top_k, uniform(seeds, positions))
 
-    def only(self, rows: Ints) -> "_Wishes":
-        return _Wishes(
-            self.temperature[rows],
-            self.scale[rows],
-            self.top_p[rows],
-            self.min_p[rows],
-            self.top_k[rows],
-            self.random[rows],
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class _Best:
@@ -194,17 +200,16 @@ class _Best:
     forbids, wherever it is, and what a row is filled up with."""
 
     ids: Ints  # [rows, width]
-    logits: Doubles  # [rows, width]
-    first: Ints  # [rows]: the place of the best
-    limits: Doubles  # [rows]: no other token has a higher logit
-    others: Ints  # [rows]: how many of those there are
+    logits: Floats | Doubles  # [rows, width]
+    limits: Floats | Doubles  # [rows]: no other token has a higher logit
+    others: Ints  # [rows]: how many of those there are at most
 
     def leaders(self) -> list[int] | None:
         """The best token of each row, if all have one."""
-        rows = np.arange(len(self.first))
-        if (self.logits[rows, self.first] == -np.inf).any():
+        rows, first = np.arange(len(self.ids)), self.logits.argmax(axis=1)
+        if (self.logits[rows, first] == -np.inf).any():
             return None
-        ids: list[int] = self.ids[rows, self.first].tolist()
+        ids: list[int] = self.ids[rows, first].tolist()
         return ids
 
 
@@ -212,7 +217,6 @@ class _Best:
 class _Beginnings:
     """What they weigh, and what else there may be, as shares of each row's best token."""
 
-    first: Ints  # the place of the best
     cumulated: Doubles  # [rows, width], of what is kept
     known: Doubles  # all of the beginning, kept or not
     edge: Doubles  # another token at most
@@ -224,8 +228,8 @@ class _Beginnings:
     @classmethod
     def of(cls, best: _Best, wishes: _Wishes) -> "_Beginnings":
         rows, width = best.ids.shape
-        top = best.logits[np.arange(rows), best.first]
-        peaks = np.maximum(top, np.finfo(np.float64).min)
+        top = best.logits.max(axis=1)
+        peaks = np.maximum(top, LOWEST)
         shares = np.empty((rows, width + 1))
         shares[:, :-1] = best.logits
         shares[:, -1] = np.minimum(best.limits, peaks)
@@ -233,54 +237,38 @@ class _Beginnings:
         shares /= wishes.scale[:, None]
         np.exp(shares, out=shares)
         weight, edge = shares[:, :-1], shares[:, -1]
-        found = (best.logits > -np.inf).cumsum(axis=1)
         cut = (wishes.min_p > 0) | (wishes.top_k < NO_LIMIT)
-        closed = (best.limits == -np.inf) | (edge < wishes.min_p) | (wishes.top_k <= found[:, -1])
-        kept = weight
+        closed = best.limits == -np.inf
+        cumulated = weight.cumsum(axis=1)
+        known = cumulated[:, -1]
         if cut.any():
+            found = (best.logits > -np.inf).cumsum(axis=1)
+            closed |= (edge < wishes.min_p) | (wishes.top_k <= found[:, -1])
             inside = (weight >= wishes.min_p[:, None]) & (found <= wishes.top_k[:, None])
-            kept = np.where(inside, weight, 0.0)
+            cumulated = np.where(inside, weight, 0.0).cumsum(axis=1)
         others = np.where(closed, 0.0, best.others * edge)
-        cumulated, known = np.cumsum(kept, axis=1), weight.sum(axis=1)
-        return cls(best.first, cumulated, known, edge, others, closed, cut, top == -np.inf)
+        return cls(cumulated, known, edge, others, closed, cut, top == -np.inf)
 
-    def only(self, rows: Ints) -> "_Beginnings":
-        return _Beginnings(
-            self.first[rows],
-            self.cumulated[rows],
-            self.known[rows],
-            self.edge[rows],
-            self.others[rows],
-            self.closed[rows],
-            self.cut[rows],
-            self.empty[rows],
-        )
-
-    def settle(self, wishes: _Wishes, weights: Doubles | None = None) -> Ints:
-        """The place of each row's token, or -1 where the beginning of its order does not tell.
-
-        `weights`: of all tokens of each row, where it is known, as `_weigh` knows it.
-        """
+    def settle(self, wishes: _Wishes) -> Ints:
+        """The place of each row's token, or -1 where the beginning of its order does not tell."""
         rows, width = self.cumulated.shape
-        # How much the others weigh: at least and at most. What is cut off counts nothing.
-        rest = np.zeros((2, rows))
-        if weights is None:
-            rest[1] = self.others
-        else:
-            rest[0] = np.where(self.closed | self.cut, 0.0, weights - self.known - ROUGH * weights)
-            rest[1] = np.where(self.closed, 0.0, weights - self.known + ROUGH * weights)
-            np.maximum(rest, 0.0, out=rest)
+        # All that is kept, if the others weigh nothing, and if they weigh as much as they can.
+        kept = self.cumulated[:, -1] + np.array([[0.0], [1.0]]) * self.others
         slack = np.where(self.closed, 0.0, SLACK) * _BOTH_WAYS + 1.0
-        # Where the token is if the others weigh so much; beyond the end if it is not among these.
-        enough = wishes.top_p * (self.cumulated[:, -1] + rest) * slack
-        last = (self.cumulated < enough[:, :, None]).sum(axis=2)
-        reached = self.cumulated[np.arange(rows), np.minimum(last, width - 1)]
-        kept = np.where(last < width, reached, enough + self.edge * _AT_MOST)
-        mark = wishes.random * kept * slack
+        kept *= slack
+        last: Ints | int = width
+        if (wishes.top_p < 1).any():
+            # Where the last one is; beyond the end if it is not among these.
+            kept *= wishes.top_p
+            last = (self.cumulated < kept[:, :, None]).sum(axis=2)
+            reached = self.cumulated[np.arange(rows), np.minimum(last, width - 1)]
+            kept = np.where(last < width, reached, kept + self.edge * _AT_MOST) * slack
+        mark = wishes.random * kept
         low, high = np.minimum((self.cumulated <= mark[:, :, None]).sum(axis=2), last)
         places: Ints = np.where((low == high) & (high < width), high, -1)
-        places = np.where(wishes.temperature < GREEDY, self.first, places)
-        places[self.empty] = -1
+        greedy = wishes.temperature < GREEDY
+        if greedy.any():
+            places = np.where(greedy, np.where(self.empty, -1, (self.cumulated > 0).argmax(axis=1)), places)
         return places
 
 
@@ -289,19 +277,14 @@ _AT_MOST = np.array([[0.0], [1.0]])
 """The last token kept may weigh nothing, or as much as another token may."""
 
 
-def _masks(sequences: list[Sequence], vocab: int) -> Masks | None:
-    """Of all rows; everything is allowed in one that has none. None if none has."""
-    if all(s.allowed is None for s in sequences):
-        return None
-    words = (vocab + 31) // 32
-    masks = np.concatenate([_fitted(s.allowed, words) for s in sequences]).view(np.uint32).reshape(-1, words)
-    if vocab % 32:
-        masks[:, -1] &= np.uint32((1 << vocab % 32) - 1)
-    return masks
-
-
 def _allows(mask: npt.NDArray[np.int32], token: int) -> bool:
     return token >> 5 < len(mask) and bool(mask[token >> 5] >> (token & 31) & 1)
+
+
+def _together(sequences: list[Sequence], words: int) -> npt.NDArray[np.int32]:
+    """The masks of all rows, one behind the other; everything is allowed in one that has none."""
+    masks = [s.allowed for s in sequences]
+    return np.concatenate([m if m is not None and len(m) == words else _fitted(m, words) for m in masks])
 
 
 def _fitted(mask: npt.NDArray[np.int32] | None, words: int) -> npt.NDArray[np.int32]:
@@ -319,6 +302,21 @@ BARS = np.where(
 """What a byte of a mask adds to eight logits: nothing, or minus infinity."""
 
 
+def _bars(masks: Masks | npt.NDArray[np.int32], vocab: int) -> Floats:
+    """What masks add to rows of logits."""
+    bars: Floats = BARS.take(masks.view(np.uint8), axis=0).reshape(len(masks), -1)[:, :vocab]
+    return bars
+
+
+def _set(places: list[int], words: list[int]) -> Iterator[int]:
+    """The bits that are set in these words of a mask."""
+    for place, word in zip(places, words, strict=True):
+        left = word
+        while left:
+            yield 32 * place + (left & -left).bit_length() - 1
+            left &= left - 1
+
+
 class _Rows:
     """The rows of a step, as the requests have them: edited, and without what is forbidden."""
 
@@ -329,12 +327,16 @@ class _Rows:
         edits = [Edits.of(sequence, self.vocab) for sequence in sequences]
         self._changed: Changed | None = None
         if any(edits):
-            self._changed = changed(sequences, candidates.full(), edits)
+            self._changed = changed(sequences, self._full, edits)
         self._masks: Masks | None = None  # made with the beginnings of the rows' orders
 
-    def whole(self, rows: Ints, kind: type[Real]) -> npt.NDArray[Real]:
+    @cached_property
+    def _full(self) -> Floats:
+        return self._candidates.full()
+
+    def whole(self, rows: Ints | list[int], kind: type[Real]) -> npt.NDArray[Real]:
         """All logits of these rows, to be written into."""
-        logits = self._candidates.full()[rows].astype(kind, copy=False)
+        logits = self._full[rows].astype(kind, copy=False)
         if self._changed is not None:
             place = np.full(len(self._sequences), -1)
             place[rows] = np.arange(len(rows))
@@ -342,13 +344,34 @@ class _Rows:
             mine = to >= 0
             logits[to[mine], self._changed.ids[mine]] = self._changed.values[mine]
         if self._masks is not None:
-            masks = self._masks[rows].view(np.uint8)
-            logits += BARS.take(masks, axis=0).reshape(len(rows), -1)[:, : self.vocab]
+            logits += _bars(self._masks[rows], self.vocab)
         return logits
 
+    def few(self, rows: Ints) -> Bools:
+        """Of which of these rows a mask leaves no more tokens than there are candidates."""
+        if self._masks is None:
+            return np.zeros(len(rows), np.bool_)
+        counts: Ints = np.bitwise_count(self._masks[rows]).sum(axis=1, dtype=np.int64)
+        few: Bools = counts <= self._candidates.ids.shape[1]
+        return few
+
+    def of_few(self, row: int) -> int:
+        """The token of such a row; -1 if they do not tell."""
+        assert self._masks is not None
+        sequence, mask = self._sequences[row], self._masks[row]
+        at = mask.nonzero()[0]
+        ids = [id for id in _set(at.tolist(), mask[at].tolist()) if id < self.vocab]
+        if len(ids) == 1:
+            return ids[0]
+        whole = self._full[row] if self._changed is None else self.whole([row], np.float64)[0]
+        logits: list[float] = whole[ids].tolist()
+        order = sorted(range(len(ids)), key=lambda place: -logits[place])
+        place = lone.place([logits[at] for at in order], 0, sequence.sampling, sequence.answered)
+        return ids[order[place]] if place >= 0 else -1
+
     def first(self) -> list[int] | None:
-        """The best token of each row, if the candidates tell it as they are. They are looked at one by one:
-        the first is allowed in most rows, and NumPy takes longer than that to begin."""
+        """The best token of each row, if nothing is edited. The candidates are looked at one by one: the
+        first is allowed in most rows, and NumPy takes longer than that to begin."""
         if self._changed is not None:
             return None
         first: list[int] = self._candidates.ids[:, 0].tolist()
@@ -358,58 +381,31 @@ class _Rows:
             others = self._candidates.ids[row, 1:].tolist()
             found = next((other for other in others if _allows(sequence.allowed, other)), None)
             if found is None:
-                return None
+                mask = _fitted(sequence.allowed, (self.vocab + 31) // 32)
+                logits = self._full[row] + _bars(mask[None], self.vocab)[0]
+                found = int(logits.argmax())
             first[row] = found
         return first
 
     def best(self) -> _Best:
-        self._masks = _masks(self._sequences, self.vocab)
         c = self._candidates
         count, k = c.ids.shape
-        logits = c.logits.astype(np.float64)
-        limits = logits[:, -1] if k < self.vocab else np.full(count, -np.inf)
-        best = _Best(c.ids, logits, np.zeros(count, np.int64), limits, np.full(count, self.vocab - k))
+        limits = c.logits[:, -1] if k < self.vocab else np.full(count, -np.inf)
+        best = _Best(c.ids, c.logits, limits, np.full(count, self.vocab - k))
         if self._changed is not None:
             best = self._merged(best, self._changed)
-        return best if self._masks is None else self._without(best, self._masks)
+        return best if all(s.allowed is None for s in self._sequences) else self._without(best)
 
-    def _without(self, best: _Best, masks: Masks) -> _Best:
-        """Without the tokens that a mask forbids. Where it leaves but few, and none of them is among these,
-        these are replaced by all of them."""
-        at = (best.ids >> 5) + np.arange(0, masks.size, masks.shape[1])[:, None]
-        allowed = masks.take(at) >> (best.ids & 31).astype(np.uint32) & 1
-        ids, logits, first = best.ids, np.where(allowed, best.logits, -np.inf), allowed.argmax(axis=1)
-        counts = np.bitwise_count(masks).sum(axis=1, dtype=np.int64)
-        found = (logits > -np.inf).sum(axis=1)
-        others = counts - found
-        few = np.flatnonzero((found == 0) & (counts <= ids.shape[1]))
-        if few.size:
-            ids = ids.copy()
-            self._complete(few, masks[few], ids, logits)
-            first[few] = others[few] = 0
-        return _Best(ids, logits, first, np.where(others > 0, best.limits, -np.inf), others)
-
-    def _complete(self, few: Ints, masks: Masks, ids: Ints, logits: Doubles) -> None:
-        """Of a few rows: all tokens that are allowed, in their order."""
-        at, words = np.nonzero(masks)
-        which, bits = np.nonzero(masks[at, words][:, None] >> np.arange(32, dtype=np.uint32) & 1)
-        at, tokens = at[which], 32 * words[which] + bits
-        values = self._at(few[at], tokens)
-        order = np.lexsort((-values, at))
-        column = np.arange(len(at)) - np.searchsorted(at, at)
-        ids[few], logits[few] = 0, -np.inf
-        ids[few[at], column], logits[few[at], column] = tokens[order], values[order]
-
-    def _at(self, rows: Ints, ids: Ints) -> Doubles:
-        """The logits of some tokens, in ascending order of row and id."""
-        values: Doubles = self._candidates.full()[rows, ids].astype(np.float64)
-        if self._changed is not None:
-            here = rows * self.vocab + ids
-            changed = self._changed.rows * self.vocab + self._changed.ids
-            places = np.minimum(np.searchsorted(here, changed), len(here) - 1)
-            hit = here[places] == changed
-            values[places[hit]] = self._changed.values[hit]
-        return values
+    def _without(self, best: _Best) -> _Best:
+        """Without the tokens that a mask forbids."""
+        words = (self.vocab + 31) // 32
+        masks = _together(self._sequences, words)
+        self._masks = masks.view(np.uint32).reshape(-1, words)
+        at = best.ids >> 5
+        at += np.arange(0, masks.size, words)[:, None]
+        allowed = (masks.take(at) >> (best.ids & 31) & 1).astype(np.bool_)
+        logits = np.where(allowed, best.logits, -np.inf)
+        return _Best(best.ids, logits, best.limits, best.others)
 
     def _merged(self, best: _Best, changed: Changed) -> _Best:
         """The order with the changed tokens at their new places, as far as it is known: to where the last
@@ -433,4 +429,4 @@ class _Rows:
         shape = (count, max(int(sizes.max()), 1))
         made = np.zeros(shape, np.int64), np.full(shape, -np.inf)
         made[0][rows, column], made[1][rows, column] = ids, logits
-        return _Best(*made, np.zeros(count, np.int64), best.limits, self.vocab - sizes)
+        return _Best(*made, best.limits, self.vocab - sizes)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from millrace.messages import Sampling
 from services.engine import lone
@@ -195,6 +196,28 @@ def test_the_slow_sampler_agrees_where_nothing_but_a_mask_is_in_the_way(
     expected = [slow_sampler.choose(*each, 0.0) for each in zip(logits, sequences, strict=True)]
 
     assert expected == choose(candidates(*logits, k=k), sequences)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(3, 0.0), Sampling(3), Sampling(3, 0.7, 0.8, 20), Sampling(3, min_p=0.1)]
+)
+@pytest.mark.parametrize("bias", [{}, {250: 2.0, 299: -3.0, 1: 1.0}])
+@pytest.mark.parametrize(("spread", "least", "most"), [(3, 1, 7), (0.3, 200, 300)])
+def test_the_slow_sampler_agrees_where_candidates_do_not_tell(
+    sampling: Sampling, bias: dict[int, float], spread: float, least: int, most: int
+) -> None:
+    """Few unlikely tokens are allowed, or many that are nearly equal."""
+    random = Random(5)
+    sampling = structs.replace(sampling, bias=bias)
+    for position in range(40):
+        logits = [float(np.float32(random.gauss(0, spread))) for _ in range(300)]
+        one = at(position, sampling)
+        unlikely = sorted(range(300), key=lambda i: logits[i])[:280] if most < 20 else list(range(300))
+        one.allowed = mask({*random.sample(unlikely, random.randint(least, min(most, len(unlikely))))}, 300)
+        drawn = lone.random(sampling.seed, one.answered)
+        expected = slow_sampler.choose(logits, one, drawn)
+
+        assert [expected] * (FEW + 1) == choose(candidates(*[logits] * (FEW + 1), k=8), [one] * (FEW + 1))
 
 
 @given(rows())
