@@ -202,9 +202,11 @@ def test_the_slow_sampler_agrees_where_nothing_but_a_mask_is_in_the_way(
     "sampling", [Sampling(3, 0.0), Sampling(3), Sampling(3, 0.7, 0.8, 20), Sampling(3, min_p=0.1)]
 )
 @pytest.mark.parametrize("bias", [{}, {250: 2.0, 299: -3.0, 1: 1.0}])
-@pytest.mark.parametrize(("spread", "least", "most"), [(3, 1, 7), (0.3, 200, 300)])
+@pytest.mark.parametrize(
+    ("spread", "least", "most", "k"), [(3, 1, 7, 8), (0.3, 200, 300, 8), (1.5, 200, 300, 64)]
+)
 def test_the_slow_sampler_agrees_where_candidates_do_not_tell(
-    sampling: Sampling, bias: dict[int, float], spread: float, least: int, most: int
+    sampling: Sampling, bias: dict[int, float], spread: float, least: int, most: int, k: int
 ) -> None:
     """Few unlikely tokens are allowed, or many that are nearly equal."""
     random = Random(5)
@@ -217,7 +219,7 @@ def test_the_slow_sampler_agrees_where_candidates_do_not_tell(
         drawn = lone.random(sampling.seed, one.answered)
         expected = slow_sampler.choose(logits, one, drawn)
 
-        assert [expected] * (FEW + 1) == choose(candidates(*[logits] * (FEW + 1), k=8), [one] * (FEW + 1))
+        assert [expected] * (FEW + 1) == choose(candidates(*[logits] * (FEW + 1), k=k), [one] * (FEW + 1))
 
 
 @given(rows())
