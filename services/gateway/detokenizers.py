@@ -3,8 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-SEEN_S = 2.0
-"""One is offered work while its last sign of life is younger than this (it gives two a second)."""
+from services.gateway.neighbours import SEEN_S
 
 
 class Detokenizers:

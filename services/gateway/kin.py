@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 from millrace import messages as m
 from millrace.subjects import Role
+from services.gateway.neighbours import SEEN_S
 
 WAIT_S = 0.4
 """For a job to come to the right engine: it is offered around every few milliseconds, and a client that waits
 for its next token hardly notices."""
-
-SEEN_S = 2.0
-"""An engine gives two signs of life a second."""
 
 
 @dataclass(frozen=True, slots=True)

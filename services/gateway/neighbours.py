@@ -6,6 +6,7 @@ from millrace.messages import Here
 from millrace.subjects import Role
 
 SEEN_S = 2.0
+"""Whose last sign of life is younger than this is there: each gives two a second."""
 
 FORGET_S = 60.0
 
