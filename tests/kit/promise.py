@@ -21,7 +21,8 @@ from services.engine.sequence import Sequence
 from services.gateway.desk import Piece
 from tests.kit.tongue import VOCABULARY, Model, Speller, VectorModel, spelling
 from tests.kit.weather import ROLLING, STILL
-from tests.kit.world import Wish, World
+from tests.kit.wishes import Wish
+from tests.kit.world import World
 
 USUAL = {"ended", "refused_stale"}
 """What a ledger counts where nothing goes wrong; a cancelled request leaves frames under way."""

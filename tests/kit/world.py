@@ -3,14 +3,14 @@
 """A world for the protocol's state machines: clients, processes, a job queue, and what befalls them.
 
 Everything random comes from one seed, so a failing seed replays exactly. The machines are the real ones;
-only what carries their messages is simulated (`network.py`), as are the queue (`queue.py`) and what engines
-say (`tongue.py`). What must hold in every world is `promise.py`'s.
+only what carries their messages is simulated (`network.py`), as are the queue (`queue.py`), what clients
+want (`wishes.py`) and what engines say (`tongue.py`). What must hold in every world is `promise.py`'s.
 """
 
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from millrace import messages as m
@@ -24,19 +24,18 @@ from services.engine.roster import Roster
 from services.engine.sample import Candidates, choose
 from services.engine.scheduler import Output, Scheduler
 from services.engine.sequence import Sequence
-from services.gateway.desk import Piece
 from services.gateway.effects import Bury, Check, Delete, Effect, Probe, Resubmit, Settle
 from services.gateway.entry import Entry
 from services.gateway.ledger import Ledger
 from tests.kit.network import Network, Node
 from tests.kit.prophet import Prophet
 from tests.kit.queue import Queue
-from tests.kit.tongue import POISON, VOCABULARY, Crash, Model, PoisonedModel, Speller, VectorModel
+from tests.kit.tongue import VOCABULARY, Crash, Model, PoisonedModel, Speller, VectorModel
 from tests.kit.weather import Fault, Weather, weather_of
+from tests.kit.wishes import Grant, Wish, wished
 
 SLOTS, CHUNK = 4, 8
 PLACES = 12  # for blocks of prefixes: too few for all
-EDITED: dict[str, Any] = {"repetition": 1.3, "presence": 0.5, "frequency": 0.4, "bias": {9: 11.0, 10: -2.0}}
 CALM_S = 4.0
 """From then on nothing goes wrong any more."""
 
@@ -45,38 +44,6 @@ QUIET_S = 60.0
 
 LINGER_S = 2.0
 """After the last answer: what is still held then is held for nothing."""
-
-
-@dataclass(frozen=True)
-class Grant:
-    """The gateway's word that an engine may go on from here."""
-
-    epoch: int
-    kind: int  # of that engine
-    committed: list[int]
-    had: int  # tokens the client had by then
-
-
-@dataclass
-class Wish:
-    """What one client asks for, and what it got."""
-
-    prompt: m.Prompt
-    ids: list[int]
-    stops: list[str]
-    at: float
-    cancel_after: float | None
-    got: list[Piece] = field(default_factory=list)
-    epochs: list[int] = field(default_factory=list)  # in which each of them counted
-    grants: list[Grant] = field(default_factory=list)
-    entry: Entry | None = None
-    cancelled: bool = False
-    ends: int = 0
-    ended_at: float = 0.0
-
-    @property
-    def poison(self) -> bool:
-        return self.prompt.sampling.seed == POISON
 
 
 @dataclass(frozen=True)
@@ -101,7 +68,7 @@ class World:
     ):
         self.vectors = vectors  # whether each answer is one
         self.random = random.Random(seed)
-        self._wants = random.Random(seed)  # what changes nothing about the faults
+        self._wants = random.Random(seed)
         drawn = weather_of(self.random)
         self.weather = weather or drawn
         self.net = Network(self.random, self.random.choice(self.weather.losses))
@@ -118,9 +85,12 @@ class World:
         self.ledger = self._breakage.ledger("gw")
         self.kinds = self.random.choice(self.weather.kinds)
 
-        self._poison = self.random.choice(self.weather.poison)
+        poison = self.random.choice(self.weather.poison)
         self._ways: dict[str, int] = {}
-        self.wishes = [self._wish(i) for i in range(self.random.randint(1, 10))]
+        self.wishes = [
+            wished(i, self.random, self._wants, self.weather, poison, vector=vectors)
+            for i in range(self.random.randint(1, 10))
+        ]
         self._over_at = 0.0
 
     # -- running
@@ -149,34 +119,6 @@ class World:
         return all(w.entry is not None and w.entry.ended for w in self.wishes) and not self.queue.stored
 
     # -- clients
-
-    def _wish(self, index: int) -> Wish:
-        r = self.random
-        ids = [r.randrange(8, 250) for _ in range(r.randint(1, r.choice([40, 40, 200])))]
-        if index % 2:
-            ids = [*range(50, 100 + index), *ids]  # a beginning that others have too
-        poison = r.random() < self._poison
-        sampling = m.Sampling(
-            POISON if poison else r.getrandbits(60),
-            r.choice([0.0, 0.7, 1.3]),
-            r.choice([1.0, 0.9]),
-            r.choice([0, 5]),
-            **self._wants.choice([{}, {}, EDITED]),
-        )
-        # some answers outlast the faults, so that a holder cut off meanwhile comes back to a live request
-        length = 1 if self.vectors else r.randint(1, r.choice(self.weather.answers))
-        prompt = m.Prompt(
-            f"gw-{index:032x}",
-            1,
-            "sim",
-            m.Ids(ids),
-            sampling,
-            length,
-            logprobs=-1 if self.vectors else self._wants.choice([-1, -1, 2]),
-        )
-        cancel = r.uniform(0, 1) if r.random() < 0.15 else None
-        stops = [f"{r.randrange(0, 10)}."] if r.random() < 0.3 else []
-        return Wish(prompt, ids, stops, max(r.uniform(0, 2), self.weather.opens_at), cancel)
 
     def _open(self, wish: Wish) -> None:
         entry = wish.entry = Entry(
