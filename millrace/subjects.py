@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 from millrace import messages as m
 
 
@@ -45,8 +47,7 @@ class Subject:
 SAFE = re.compile(r"[a-z0-9_]{1,64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """A message and where it goes: what a state machine returns, and its actor sends."""
 
     subject: Subject

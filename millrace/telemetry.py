@@ -4,9 +4,10 @@ Carried in NATS headers, as W3C trace context has it, so that any hop can join t
 """
 
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from millrace.spans import new_id, new_trace
 
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -45,8 +46,8 @@ def valid_traceparent(value: str) -> str:
 
 def child_of(traceparent: str, *, sampled: bool) -> str:
     """A new span in that trace, or the first of a new one. Whether it is recorded is our decision alone."""
-    trace = traceparent[3:35] or secrets.token_hex(16)
-    return f"00-{trace}-{secrets.token_hex(8)}-0{int(sampled)}"
+    trace = traceparent[3:35] or new_trace()
+    return f"00-{trace}-{new_id()}-0{int(sampled)}"
 
 
 def is_sampled(traceparent: str) -> bool:

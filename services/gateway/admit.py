@@ -2,7 +2,6 @@
 
 import hashlib
 import secrets
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -88,7 +87,9 @@ def choices(asks: list[Ask], each: int) -> list[Ask]:
 def _sibling(ask: Ask, index: int) -> Ask:
     if not index:
         return ask
-    return replace(ask, sampling=structs.replace(ask.sampling, seed=sibling_seed(ask.sampling.seed, index)))
+    return structs.replace(
+        ask, sampling=structs.replace(ask.sampling, seed=sibling_seed(ask.sampling.seed, index))
+    )
 
 
 def sibling_seed(seed: int, index: int) -> int:

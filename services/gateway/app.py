@@ -23,6 +23,7 @@ from services.gateway.desk import Desk
 from services.gateway.gate import Gate
 from services.gateway.origins import allowed
 from services.gateway.routes import routes
+from services.gateway.straight import Straight
 from services.gateway.visit import Visit
 from services.gateway.watched import watched
 
@@ -51,11 +52,11 @@ def build(desk: Desk, settings: Gateway, gate: Gate | None = None) -> Litestar:
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
 
-    app = Litestar(
+    app = Straight(
         routes(desk, settings),
-        middleware=[gate.middleware],
-        before_send=[before_send],
-        exception_handlers={Exception: refuse},
+        gate,
+        before_send,
+        refuse,
         openapi_config=None,
         cors_config=allowed(settings.origins),
         logging_config=None,

@@ -11,10 +11,10 @@ from services.gateway.connection import connection_of
 
 
 async def read_body(
-    headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, within_s: float
+    headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, within_s: float | None
 ) -> bytes:
     """The whole body. Refused as soon as it is known to be too large, not when all of it has come, and when
-    it has not come in time, however steadily it drips."""
+    it has not come in time, however steadily it drips. Without `within_s` all of it is here."""
     for name, value in headers:
         if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
             # A few compressed kilobytes may stand for gigabytes.

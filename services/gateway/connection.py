@@ -126,6 +126,11 @@ class Connection(HttpToolsProtocol):
         self._arriving_since = 0.0
         self._in_head, self._head_size = True, 0
 
+    @property
+    def arrived(self) -> bool:
+        """Whether every request that has begun to arrive is here as a whole."""
+        return not self._arriving_since
+
     def send_400_response(self, msg: str) -> None:
         if self._header_size > MAX_HEAD:
             self._refuse(TOO_LARGE, Failure(Code.INVALID_REQUEST, "The request's headers are too large."))

@@ -41,6 +41,9 @@ log = logging.getLogger("millrace.gateway")
 
 JSON = (b"content-type", b"application/json")
 
+MOUNTED = "mounted"
+"""Under this name a route's handler has its application."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
@@ -144,20 +147,20 @@ class Counter:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         if self.desk.draining:
             raise Failure(Code.DRAINING, fault.DRAINING)
-        return await read_body(
-            scope["headers"], receive, self._settings.max_body, self._settings.slow_sender_s
-        )
+        connection = connection_of(scope)
+        within = None if connection and connection.arrived else self._settings.slow_sender_s
+        return await read_body(scope["headers"], receive, self._settings.max_body, within)
 
 
 def at(method: Literal["GET", "POST", "DELETE"], path: str, app: ASGIApp) -> HTTPRouteHandler:
     """The route of an application. Where GET works, HEAD does: those who look whether we are well ask so."""
     methods: list[Method] = ["GET", "HEAD"] if method == "GET" else [method]
+    whole = _heading(app) if method == "GET" else app
 
-    @route(
-        path, http_method=methods, status_code=200
-    )  # the application says its own; DELETE's 204 has no body
+    # The application says its own status; DELETE's 204 has no body.
+    @route(path, http_method=methods, status_code=200, opt={MOUNTED: whole})
     async def mounted() -> ASGIApp:
-        return _heading(app) if method == "GET" else app
+        return whole
 
     return mounted
 

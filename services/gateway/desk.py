@@ -25,8 +25,7 @@ from services.gateway.view import View
 from services.gateway.visit import Visit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One answer wanted, whatever the surface it was asked on."""
 
     model: str  # the name the client used, already known to exist

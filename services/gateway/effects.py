@@ -1,13 +1,12 @@
 """What a ledger wants done: for the gateway's actor to carry out."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from millrace import messages as m
 from millrace.subjects import Send, Subject
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(Struct, frozen=True):
     """Ping it; feed the answer to `pong`, its absence to `unanswered`."""
 
     subject: Subject
@@ -15,37 +14,31 @@ class Probe:
     ping: m.Ping
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(Struct, frozen=True):
     lease: str
     verb: str
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(Struct, frozen=True):
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Struct, frozen=True):
     """Is the job still stored? If not, tell `missing`."""
 
     request: str
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Resubmit:
+class Resubmit(Struct, frozen=True):
     prompt: m.Prompt
 
 
-@dataclass(frozen=True, slots=True)
-class Bury:
+class Bury(Struct, frozen=True):
     letter: m.DeadLetter
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """It was taken from its engine. Told, so that people can see it."""
 
     request: str

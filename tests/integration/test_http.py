@@ -218,6 +218,36 @@ async def test_every_refusal_is_openai_shaped(
     assert {"openai-processing-ms", "traceparent"} <= set(response.headers)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"model": "sim", "messages": HELLO, "seed": 1}),
+        ("/v1/chat/completions", {"model": "sim", "messages": HELLO, "stream": True}),
+        ("/v1/chat/completions", {"model": "sim", "messages": HELLO, "temperature": "hot"}),
+        ("/v1/messages", {"model": "other", "messages": HELLO, "max_tokens": 3}),
+        ("/api/chat", {"model": "other", "messages": HELLO}),
+        ("/v1/models", None),
+        ("/openapi.json", None),
+    ],
+)
+async def test_both_ways_to_a_route_say_the_same(
+    start: Start, path: str, body: dict[str, object] | None
+) -> None:
+    """A plain request does not pass Litestar's layers; one with an origin does, where no page may ask."""
+    site = await start(said("a", "b"))
+    own = {"date", "traceparent", "x-trace-id", "openai-processing-ms", "x-request-id", "request-id"}
+    ways = []
+    for origin in ({}, {"origin": "https://example.org"}):
+        answer = await site.http.request("POST" if body else "GET", path, json=body, headers=origin)
+        told = re.sub(r"chatcmpl-\w+|\"created\":\d+", "", answer.text)
+        names = [name for name in answer.headers if name not in own]
+        ways.append((answer.status_code, {name: answer.headers[name] for name in names}, told))
+        assert own - {"request-id"} <= answer.headers.keys()
+
+    assert ways[0] == ways[1]
+    assert [path, path] == [visit.route for visit in site.desk.visits]
+
+
 async def test_unknown_model(start: Start) -> None:
     """A model that is not served is 404 and nothing is asked; with none served yet, 503."""
     site = await start()

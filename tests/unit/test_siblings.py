@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from millrace.errors import Code, Failure
 from millrace.messages import Likely, Sampling, SpelledOdds, Text

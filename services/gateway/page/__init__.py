@@ -27,7 +27,7 @@ GUARD = [
 ]
 
 
-FILES = {f"/ui/{path.name}": path for path in FOLDER.iterdir() if path.suffix in TYPES}
+FILES: dict[str, Path] = {f"/ui/{path.name}": path for path in FOLDER.iterdir() if path.suffix in TYPES}
 FILES["/ui"] = FOLDER / "index.html"
 
 

@@ -5,6 +5,7 @@ What their bodies say is in `wire.py` and `admit.py`, how their answers look in 
 
 import hashlib
 import time
+from functools import lru_cache
 from typing import Any, Literal
 
 from litestar.handlers import HTTPRouteHandler
@@ -125,11 +126,12 @@ def _head(shape: Shape, job: Answer, model: Model, *, streamed: bool) -> Head:
         object=kind,
         created=int(time.time()),
         model=model.name,
-        system_fingerprint=_fingerprint(model),
+        system_fingerprint=_fingerprint(model.name, model.max_len),
     )
 
 
-def _fingerprint(model: Model) -> str:
+@lru_cache
+def _fingerprint(model: str, max_len: int) -> str:
     """The same on every gateway, as long as the same model is served by the same version."""
-    said = f"{model.name}\n{model.max_len}\n{__version__}"
+    said = f"{model}\n{max_len}\n{__version__}"
     return "fp_" + hashlib.sha256(said.encode()).hexdigest()[:12]

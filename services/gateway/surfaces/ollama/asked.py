@@ -1,11 +1,10 @@
 """What Ollama's clients ask, and the same as OpenAI's clients would ask it."""
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, structs
 
 from millrace.errors import Failure
 from services.gateway import admit, fault
@@ -130,7 +129,7 @@ def ask_text(body: TextRequest, model: Model, visit: Visit) -> Ask:
         (made,) = admit.completion(given, visit)
     except Failure as failure:
         raise fault.renamed(failure, OURS) from None
-    return dataclasses.replace(made, max_tokens=limit)
+    return structs.replace(made, max_tokens=limit)
 
 
 def _fields(body: Body, model: Model) -> dict[str, Any]:
