@@ -17,7 +17,7 @@ from services.engine.scheduler import Chunk, Step
 from services.engine.sequence import Sequence
 from services.engine.sim import Costs, SimModel, Vocabulary
 from tests.chaos.site import SABOTAGE, Shape
-from tests.chaos.trial import HANG_S, Outcome, Scene
+from tests.chaos.trial import Outcome, Scene, ended
 from tests.kit.client import Answer, ask
 
 KINDS = 2
@@ -87,7 +87,7 @@ async def cut_off(scene: Scene) -> Outcome:
     ]
     victim = await scene.busy("engine", 2)
     await scene.cut(victim.pid, scene.chance.uniform(*CUT_S))
-    await asyncio.wait(tasks, timeout=HANG_S)
+    await ended(tasks, answers)
     outcome = Outcome(trials=1)
     for index, (one, task, answer) in enumerate(zip(asked, tasks, answers, strict=True)):
         name = f"stream {index + 1}"

@@ -3,7 +3,7 @@
 import asyncio
 
 from tests.chaos.site import Shape
-from tests.chaos.trial import HANG_S, Outcome, Scene
+from tests.chaos.trial import Outcome, Scene, ended
 from tests.kit.client import Answer, ask
 
 REQUESTS = 40
@@ -21,7 +21,7 @@ async def full(scene: Scene) -> Outcome:
         await ask(scene.service.url, wishes[index].body, answer=answers[index])
 
     tasks = [asyncio.create_task(client(i)) for i in range(REQUESTS)]
-    await asyncio.wait(tasks, timeout=HANG_S)
+    await ended(tasks, answers)
     refused = 0
     for index, (task, wish, answer) in enumerate(zip(tasks, wishes, answers, strict=True)):
         name = f"request {index + 1}"

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from tests.chaos.trial import HANG_S, Outcome, Scene
+from tests.chaos.trial import Outcome, Scene, ended
 from tests.kit.client import Answer, ask
 
 EVERY_S = 0.25
@@ -18,7 +18,7 @@ async def rolling(scene: Scene) -> Outcome:
     before = {row.pid for row in await scene.service.ps()}
     restarting = asyncio.create_task(scene.service.restart())
     began = time.monotonic()
-    while not restarting.done() and time.monotonic() - began < 60.0:
+    while not restarting.done() and time.monotonic() - began < 180.0:
         if sum(not task.done() for task, _, _ in asked) < AT_ONCE:
             which = len(asked) % len(wishes)
             answer = Answer(0.0)
@@ -31,7 +31,7 @@ async def rolling(scene: Scene) -> Outcome:
     else:
         restarting.cancel()
         outcome.hangs.append(f"the restart is not done after {took:.0f} s")
-    await asyncio.wait([task for task, _, _ in asked], timeout=HANG_S)
+    await ended([task for task, _, _ in asked], [answer for _, _, answer in asked])
     for number, (task, which, answer) in enumerate(asked):
         name = f"request {number + 1}"
         if not task.done():
