@@ -1,6 +1,5 @@
 """The file by which a process says that it is well."""
 
-import time
 from pathlib import Path
 
 from millrace import alive
@@ -30,7 +29,8 @@ def test_a_process_that_has_fallen_silent_is_not_alive(tmp_path: Path) -> None:
     file = tmp_path / "alive"
     alive.tell(file, "ready")
 
-    assert alive.ailment(file, live=True, now=time.time() + 60) == "it last said that it is ready 60 s ago"
+    now = file.stat().st_mtime + 60
+    assert alive.ailment(file, live=True, now=now) == "it last said that it is ready 60 s ago"
 
 
 def test_a_process_that_never_spoke_is_not_alive(tmp_path: Path) -> None:

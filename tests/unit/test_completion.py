@@ -40,7 +40,7 @@ def complete(request: pytest.FixtureRequest, tmp_path: Path) -> Complete:
             capture_output=True,
             text=True,
             check=True,
-            timeout=30,
+            timeout=90,
         )
         assert not done.stderr
         found = {line.split("\t")[0] for line in done.stdout.splitlines()}

@@ -27,7 +27,7 @@ def test_who_does_not_take_an_order_is_told_of(
 
 def test_an_order_that_was_taken_takes_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it tells of its progress, it is waited for."""
-    monkeypatch.setattr(control, "ANSWER_S", 0.05)
+    monkeypatch.setattr(control, "ANSWER_S", 1.5)
     heard: list[str] = []
     with control._bind(tmp_path) as sock:
         sock.listen()
@@ -36,7 +36,7 @@ def test_an_order_that_was_taken_takes_what_it_takes(tmp_path: Path, monkeypatch
             talk = sock.accept()[0]
             with talk:
                 talk.sendall(msgspec.json.encode(Said("draining")) + b"\n")
-                time.sleep(4 * control.ANSWER_S)
+                time.sleep(control.ANSWER_S + 0.5)
                 talk.sendall(msgspec.json.encode(Done("http://here", [])) + b"\n")
 
         obeying = threading.Thread(target=obey)

@@ -105,9 +105,7 @@ def examined(tmp_path: Path, port: int, model: str, **engine: Any) -> tuple[int,
 
 def test_this_machine_can_run_it(tmp_path: Path) -> None:
     """The tests run here, so nothing keeps it from working; ONNX Runtime is silent, as we load it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    status, found = examined(tmp_path, port, "sim")
+    status, found = examined(tmp_path, 0, "sim")
 
     assert status == 0, found
     assert "telemetry off" in found["onnxruntime"].said

@@ -237,7 +237,7 @@ def test_ollama_streamed_and_whole(places: list[int]) -> None:
     order = ollama.lines.order(
         ollama.asked.ask_chat(body, THINKS, Visit()), body, THINKS, ollama.lines.message
     )
-    whole = json.loads(asyncio.run(asyncio.wait_for(_all(order, pieces), 5)))["message"]
+    whole = json.loads(asyncio.run(asyncio.wait_for(_all(order, pieces), 60)))["message"]
     lines: Any = order.events(ScriptedAnswer([]), speech())
     told = [json.loads(line) for piece in pieces for line in lines.of([piece]).splitlines()]
     messages = [line["message"] for line in told]

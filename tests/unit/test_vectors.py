@@ -34,7 +34,7 @@ def number(ask: Ask) -> int:
 
 
 async def found(desk: ScriptedDesk, asks: Asks) -> Found:
-    return await asyncio.wait_for(vectors.found(desk, asks, Vector.told), 10)
+    return await asyncio.wait_for(vectors.found(desk, asks, Vector.told), 60)
 
 
 async def test_they_are_told_in_the_order_of_the_texts() -> None:
@@ -63,7 +63,7 @@ async def test_not_more_at_once_than_may_be(concurrency: int, open_: int, most: 
     go = asyncio.Event()
     desk = ScriptedDesk(go, piece(1.0, 0.0))
     work = asyncio.ensure_future(found(desk, asked(60, visit)))
-    await asyncio.wait_for(until(lambda: len(desk.answers) >= most), 10)
+    await asyncio.wait_for(until(lambda: len(desk.answers) >= most), 60)
     for _ in range(20):
         await asyncio.sleep(0)
     at_once = len(desk.answers)
