@@ -52,7 +52,10 @@ async def kill_engine(scene: Scene) -> None:
 
 
 async def kill_tokenizer(scene: Scene) -> None:
-    os.kill((await scene.busiest("tokenizer")).pid, signal.SIGKILL)
+    pid = (await scene.busiest("tokenizer")).pid
+    os.kill(pid, signal.SIGKILL)
+    await scene.again("tokenizer", pid)
+    scene.excused = 0.0  # no stream that runs needs it
 
 
 async def kill_detokenizer(scene: Scene) -> None:
