@@ -94,7 +94,7 @@ async def test_what_a_newer_version_says_is_not_counted_as_poison(join: Join) ->
     await engine.listen(Inbox(ENGINE.to("f"), m.ToEngine, lambda message, context: heard.append(message)))
     await engine.hear(ENGINE.to("g"), answering)
     await engine.flush()
-    answer = msgspec.msgpack.decode(await gateway.ask(ENGINE.to("e"), tomorrow, 2.0), type=m.Refused)
+    answer = msgspec.msgpack.decode(await gateway.ask(ENGINE.to("e"), tomorrow, 30.0), type=m.Refused)
     gateway.send(ENGINE.to("f"), tomorrow)
     gateway.publish(ENGINE.to("f"), m.Ping([]))
     gateway.send(ENGINE.to("f"), msgspec.msgpack.encode(["ping"]))
