@@ -83,6 +83,7 @@ class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     spin_us: Amount = 20  # a thread looks so long for more work within a step before it sleeps; 0: not
     step_spans: Measure = 2.0  # engine.step spans a second, as a sample; 0: none
     max_len: Amount = 0
+    large_pages: bool = False  # whether keys and values, on a processor, lie in pages of 2 MiB
     prefix_cache_mb: Amount = 512
     prefix_host_mb: Amount = 2048
     prefix_disk_mb: Amount = 0

@@ -127,6 +127,7 @@ def real(folder: models.Model, given: settings.Engine, gpu: cuda.Device | None =
         spin_us=given.spin_us,
         prefix_bytes=given.prefix_cache_mb << 20,
         machine=prepare.machine(),
+        large_pages=given.large_pages,
     )
     if not model.exact:
         log.warning("%s keeps keys and values in fp32: prefixes are not shared", folder.name)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.convert.card import Card
+from services.engine import pages
 from services.engine.device import Bound, bound
 from services.engine.prefix import BLOCK
 from services.engine.scheduler import Swap
@@ -20,13 +21,14 @@ class Cache:
     """Keys and values of all slots: [layers, 2, slots, kv_heads, max_len, head_dim] in one allocation; and of
     prefixes, block for block: [places, layers, 2, kv_heads, BLOCK, head_dim].
 
-    Pages are taken when they are first written, so a long context costs nothing until it is used.
+    Pages are taken when they are first written, so a long context costs nothing until it is used. Of large
+    pages each layer's keys, and its values, take one of their own with the first token.
     """
 
-    def __init__(self, of: Card, slots: int, max_len: int, places: int = 0):
+    def __init__(self, of: Card, slots: int, max_len: int, places: int = 0, *, large: bool = False):
         kind = of.cache_kind
         self.max_len = max_len
-        self._all = mapped(kind, of.layers, 2, slots, of.kv_heads, max_len, of.head_dim)
+        self._all = mapped(kind, of.layers, 2, slots, of.kv_heads, max_len, of.head_dim, large=large)
         self.block: Array = np.empty((of.layers, 2, of.kv_heads, BLOCK, of.head_dim), kind)
         self._pool = mapped(kind, places, *self.block.shape)
         self.bytes = self._all.nbytes
@@ -66,9 +68,12 @@ class Cache:
             first[:, :, :behind] = kept
 
 
-def mapped(kind: np.dtype[Any], *shape: int) -> Array:
-    """Zeros, whose pages are taken when they are first written."""
+def mapped(kind: np.dtype[Any], *shape: int, large: bool = False) -> Array:
+    """Zeros, whose pages are taken when they are first written; they begin where a large page does."""
     size = math.prod(shape) * kind.itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    memory = mmap.mmap(-1, max(size, 1), flags=flags)
-    return np.frombuffer(memory, kind, math.prod(shape)).reshape(shape)
+    memory = mmap.mmap(-1, size + pages.LARGE, flags=flags)
+    pages.advise(memory, large=large)
+    whole = np.frombuffer(memory, np.uint8)
+    first = -whole.ctypes.data % pages.LARGE
+    return whole[first : first + size].view(kind).reshape(shape)

@@ -58,10 +58,12 @@ class OrtModel:
         prefix_bytes: int = 0,
         machine: str = "",
         device: Device | None = None,
+        large_pages: bool = False,
     ):
         """`graphs`: where the same graphs lie prepared for this machine, and `fast`: those of fast mode.
         `spin_us`: how long a worker looks for more work before it sleeps. `prefix_bytes`: for the keys and
-        values of prefixes. `machine`: what it computes with, as far as it matters to the last bit."""
+        values of prefixes. `machine`: what it computes with, as far as it matters to the last bit.
+        `large_pages`: for keys and values in this machine's memory."""
         self._device = device = device or Processor()
         self.card = card.load(folder)
         # With fp32 keys and values, those of a decoded token are not those of a prefilled one: an answer
@@ -90,7 +92,9 @@ class OrtModel:
         self._opened = opened
         self.sessions = {form: opened(form) for form in (Form if graphs else (Form.ROWS, Form.MIXED))}
         memory = self.card, slots + 1, self.max_len, self.places
-        self._slots: Slots = FarSlots(device, *memory) if isinstance(device, Gpu) else Cache(*memory)
+        self._slots: Slots = (
+            FarSlots(device, *memory) if isinstance(device, Gpu) else Cache(*memory, large=large_pages)
+        )
         self._staging: Staging | None = None
         if fast and isinstance(self._slots, Cache):
             sessions = {form: opened(form, fast) for form in FORMS}
