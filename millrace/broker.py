@@ -91,8 +91,12 @@ class Broker:
 
     async def ready(self) -> None:
         """Return once the server greets. It listens only after its streams are back."""
-        while not await greets("127.0.0.1", self.port):  # noqa: ASYNC110 (nothing would tell us)
+        while not await self.answers():  # noqa: ASYNC110 (nothing would tell us)
             await asyncio.sleep(0.01)
+
+    async def answers(self) -> bool:
+        """Whether the server greets now. One that is paused does not."""
+        return await greets("127.0.0.1", self.port)
 
 
 async def greets(host: str, port: int) -> bool:

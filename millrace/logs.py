@@ -9,9 +9,21 @@ from typing import Any, TextIO
 
 import msgspec
 
+from millrace.settings import Process, SettingError
+
 FORMATS = ("auto", "json", "text")
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def level(given: Process) -> int:
+    """The number of its level. Raises SettingError where its lines cannot be written as it says."""
+    found = logging.getLevelNamesMapping().get(given.log.upper())
+    if found is None:
+        raise SettingError(f"log: {given.log!r} is not a level: debug, info, warning or error")
+    if given.log_format not in FORMATS:
+        raise SettingError(f"log_format: {given.log_format!r} is none of {', '.join(FORMATS)}")
+    return found
 
 
 def set_up(level: int, role: str, id: str, form: str, out: TextIO = sys.stderr) -> None:

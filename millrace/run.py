@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
-from millrace import alive, cuda, exposed, logs, metrics, scrape, settings, tls
+from millrace import alive, cuda, exposed, keys, logs, metrics, scrape, settings, tls
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.messages import Here
@@ -47,13 +47,12 @@ def main(role: Role, given: settings.Process) -> int:
     id = given.id or f"{role}_{secrets.token_hex(4)}"
     if not SAFE.fullmatch(id):
         raise settings.SettingError(f"id: {id!r} is not made of a-z, 0-9 and _")
-    level = logging.getLevelNamesMapping().get(given.log.upper())
-    if level is None:
-        raise settings.SettingError(f"log: {given.log!r} is not a level: debug, info, warning or error")
-    if given.log_format not in logs.FORMATS:
-        raise settings.SettingError(f"log_format: {given.log_format!r} is none of {', '.join(logs.FORMATS)}")
+    level = logs.level(given)
+    # What is missing is said before NATS is waited for.
     if isinstance(given, settings.Engine):
-        cuda.available(given.device, given.sysroot)  # what is missing is said before NATS is waited for
+        cuda.available(given.device, given.sysroot)
+    if isinstance(given, settings.Gateway):
+        keys.read(given.keys)
     logs.set_up(level, role, id, given.log_format)
     return uvloop.run(_live(role, given, id))
 
@@ -98,6 +97,8 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
     except ValueError as error:
         # A model or a setting that it cannot work with: it would be the same at the next start.
         raise settings.SettingError(str(error)) from error
+    except PermissionError as error:  # of a model's files
+        raise settings.SettingError(f"{error.filename}: {error.strerror}") from error
 
     def measured() -> Here:
         here = actor.here(state, os.getpid())

@@ -36,6 +36,7 @@ class Seat:
         self.ready = asyncio.Event()
         self.ready_at = 0.0
         self.heard = 0.0
+        self.mute = False  # nats-server was asked, and did not answer
         self.here: messages.Here | None = None
 
     @property
@@ -43,21 +44,24 @@ class Seat:
         return self.role if self.id in (self.role, "") else f"{self.role} {self.id}"
 
     def begin(self, id: str, child: Child) -> None:
-        self.id, self.child, self.state, self.here = id, child, "starting", None
+        self.id, self.child, self.state, self.here, self.mute = id, child, "starting", None, False
 
     def end(self) -> None:
         self.ready.clear()
-        self.state, self.here = "away", None
+        self.state, self.here, self.mute = "away", None, False
 
     def row(self, now: float | None) -> Row:
         """`now` is left out while nobody can be heard."""
-        silent = now is not None and self.state == "ready" and now - self.heard > SILENT_S
+        if self.role == NATS:
+            silent = self.mute
+        else:
+            silent = now is not None and self.state == "ready" and now - self.heard > SILENT_S
         here = self.here
         return Row(
             self.role,
             self.child.pid if self.child and self.child.alive else 0,
             self.id,
-            "silent" if silent and self.role != NATS else self.state,
+            "silent" if silent else self.state,
             here.load if here else 0,
             here.room if here else 0,
             self.restarts,

@@ -41,6 +41,9 @@ TRIES = 3
 PATIENCE_S = 15.0
 """Inner processes hand over what they hold; nats-server closes its files. A gateway has its own limit."""
 
+QUIET_S = 1.5
+"""Where nobody is heard for so long, nats-server is asked itself. `Here` comes every half second."""
+
 WARNINGS = 5
 """Lines a tick that one process may put before the user; its log has them all."""
 
@@ -246,10 +249,29 @@ class Supervisor:
     async def _greeted(self, seat: Seat) -> None:
         assert self._broker
         await self._broker.ready()
-        # While the server was away nobody could be heard, and that was nobody's fault.
-        for other in self._seats:
-            other.heard = time.monotonic()
+        self._hears_again()
         self._now(seat, "ready")
+        while True:
+            await asyncio.sleep(TICK_S)
+            if time.monotonic() - seat.heard < QUIET_S:
+                continue
+            if await self._broker.answers():
+                self._nats_speaks(seat)
+            elif not seat.mute:
+                seat.mute = True
+                self._event("nats does not answer")
+
+    def _nats_speaks(self, seat: Seat) -> None:
+        if seat.mute:
+            seat.mute = False
+            self._event("nats answers again")
+            self._hears_again()
+        seat.heard = time.monotonic()
+
+    def _hears_again(self) -> None:
+        """While the server was away nobody could be heard, and that was nobody's fault."""
+        for seat in self._seats:
+            seat.heard = time.monotonic()
 
     async def _answers(self) -> None:
         """Ends when the service says itself that it is ready: a gateway may hear of the others after us."""
@@ -279,6 +301,9 @@ class Supervisor:
 
     def _heard(self, here: messages.Here, _: Context) -> None:
         now = time.monotonic()
+        for seat in self._seats:
+            if seat.role == NATS:
+                self._nats_speaks(seat)
         for seat in self._seats:
             if seat.id == here.id:
                 seat.here, seat.heard = here, now
@@ -342,7 +367,7 @@ class Supervisor:
         return self._welcome.url
 
     def rows(self) -> list[Row]:
-        up = all(seat.ready.is_set() for seat in self._seats if seat.role == NATS)
+        up = all(seat.ready.is_set() and not seat.mute for seat in self._seats if seat.role == NATS)
         now = time.monotonic() if up else None
         guests = [
             Row(here.role, here.pid, here.id, here.state, here.load, here.room, 0, here.model, here.pressure)

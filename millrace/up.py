@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from millrace import control, cuda, keys, models, panel, settings, tls
+from millrace import control, cuda, keys, logs, models, panel, settings, tls
 from millrace.broker import binary
 from millrace.launch import Launch
 from millrace.place import CannotStart, claim, listen, public_url
@@ -25,7 +25,7 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
     """Run a service until it is told to stop. `passed` are settings for the processes it starts."""
     began = time.monotonic()
     for role in SCALED:
-        _checked(role, passed)
+        logs.level(_checked(role, passed))
     model = models.find(given.model, given.models)
     keys.read(_checked(Role.GATEWAY, passed).keys)
     gpus = _gpus(_checked(Role.ENGINE, passed))

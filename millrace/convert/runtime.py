@@ -1,5 +1,6 @@
 """ONNX Runtime, as everything here opens it: without telemetry, and where it was told to."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,10 +10,22 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is loaded; a 
 os.environ["ORT_GQA_DISABLE_FLASH_ATTENTION"] = "1"
 
 import onnxruntime as ort  # type: ignore[import-untyped]
+from onnxruntime.capi import onnxruntime_pybind11_state as kinds  # type: ignore[import-untyped]
 
 from millrace.cuda import INSTALL, PROVIDER
 
-__all__ = ["NoCuda", "ort", "session"]
+__all__ = ["NoCuda", "Unreadable", "ort", "session"]
+
+SPOILT = (kinds.Fail, kinds.InvalidArgument, kinds.InvalidGraph, kinds.InvalidProtobuf, kinds.NoSuchFile)
+"""What ONNX Runtime says of a file that is not there or is cut off. Want of memory is not one of
+them: that may pass."""
+
+DENIED = f"SystemError : {errno.EACCES}"
+"""What it says of weights that it may not read, as an error of any kind: it takes the number for one."""
+
+
+class Unreadable(ValueError):
+    """A graph, or the weights that belong to it, cannot be read from where they lie."""
 
 
 class NoCuda(ValueError):
@@ -28,16 +41,23 @@ def session(
 ) -> ort.InferenceSession:
     """`folder`: where the files of weights lie that a model given as bytes names. `gpu`: the number of the
     CUDA device to run on; NoCuda where that cannot be. `captures`: runs there are recorded, each under its
-    `gpu_graph_id`, and replayed from then on."""
+    `gpu_graph_id`, and replayed from then on. Raises Unreadable where a file is spoilt."""
     if options is None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if gpu is None:
+    if gpu is not None:
+        return _on_gpu(model, options, gpu, captures)
+    try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return _on_gpu(model, options, gpu, captures)
+    except Exception as error:
+        denied = DENIED in str(error)
+        if isinstance(model, bytes) or not (denied or isinstance(error, SPOILT)):
+            raise
+        why = "the weights beside it may not be read" if denied else " ".join(str(error).split())
+        raise Unreadable(f"{model}: {why}") from None
 
 
 def _on_gpu(

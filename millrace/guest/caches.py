@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from millrace.convert.runtime import ort, session
+from millrace.convert.runtime import Unreadable, ort, session
 from millrace.guest.form import BRANCH, Form, Put
 
 Array = npt.NDArray[Any]
@@ -45,6 +45,8 @@ def opened(graph: Path, threads: int, *, quiet: bool = False) -> ort.InferenceSe
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return session(str(graph), options)
+    except Unreadable:
+        raise
     except Exception as error:  # ONNX Runtime has its own kinds
         raise ValueError(f"{graph}: {str(error).strip().splitlines()[0]}") from None
 

@@ -185,6 +185,26 @@ async def test_a_state_directory_that_is_removed_is_made_again(start: Start) -> 
     assert await up.stop() == 0
 
 
+async def test_a_paused_nats_server_is_said_not_to_answer(start: Start) -> None:
+    """And nobody else is blamed for what cannot be heard; when it goes on, so does everything."""
+    up = await start()
+    nats = (await up.pids())["nats"][0]
+
+    async def until_silent(*names: str) -> None:
+        async with asyncio.timeout(2 * LIMIT_S):
+            while [row["role"] for row in await up.ps() if row["state"] != "ready"] != [*names]:
+                pass
+
+    os.kill(nats, signal.SIGSTOP)
+    await until_silent("nats")
+    table = (await up.order("ps"))[1]
+    os.kill(nats, signal.SIGCONT)
+    await until_silent()
+
+    assert [line.split()[0] for line in table.splitlines() if " silent " in line] == ["nats"]
+    assert await up.stop() == 0
+
+
 async def test_nothing_outlives_a_killed_supervisor(start: Start) -> None:
     """`kill -9` of `millrace up` ends every process it started, and its place can be taken at once."""
     up = await start()
@@ -355,6 +375,10 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
         (("--engines", "-1"), {}, "engines"),
         (("--model", "no/such-model"), {}, "no/such-model"),
         (("--keys", "no/such-file"), {}, "keys: no/such-file"),
+        (("--log", "loud"), {}, "'loud' is not a level"),
+        (("--log-format", "xml"), {}, "'xml' is none of"),
+        (("--keys", str(ROOT)), {}, "Is a directory"),
+        (("--keys", '{"keys": {"mine": "acme"}}'), {}, "entry 1 of [keys]"),
     ],
 )
 async def test_a_wrong_setting_starts_nothing(

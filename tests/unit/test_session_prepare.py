@@ -1,5 +1,6 @@
 """What a machine keeps of a model: prepared graphs give the same bits, once made they are used again."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,31 @@ def test_a_folder_that_cannot_run_is_a_wrong_setting(tmp_path: Path, monkeypatch
 
     with pytest.raises(settings.SettingError, match=r"model.safetensors is missing"):
         actor.real(models.find(str(hub)), settings.Engine(slots=2))
+
+
+def test_a_file_that_cannot_be_read_is_a_wrong_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would be the same at the next start: its engine says which and why, and ends."""
+    write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
+    whole = convert(tmp_path / "hub", tmp_path / "whole")
+    for spoilt in ("gone", "nowhere", "folder", "cut"):
+        for file in ("rows.onnx", "weights.bin"):
+            folder = tmp_path / f"{spoilt}-{file}"
+            monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))  # or a copy made before is used
+            shutil.copytree(whole, folder)
+            path = folder / file
+            if spoilt == "cut":
+                os.truncate(path, path.stat().st_size // 2)
+            else:
+                path.unlink()
+            if spoilt == "nowhere":
+                path.symlink_to("nowhere")
+            if spoilt == "folder":
+                path.mkdir()
+            with pytest.raises(ValueError, match=f"{folder}/") as found:
+                actor.real(models.find(str(folder)), settings.Engine(slots=1))
+            assert "\n" not in str(found.value)
 
 
 def test_a_model_for_the_other_device_is_refused(tmp_path: Path) -> None:
