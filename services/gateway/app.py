@@ -13,6 +13,7 @@ import uvicorn
 from litestar import Litestar, MediaType, Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.types import Message, Scope
+from msgspec import structs
 from uvicorn.server import ServerState
 
 from millrace.errors import Code, Failure
@@ -158,7 +159,7 @@ async def serve(app: Litestar, settings: Gateway) -> Serving:
     )
     config.load()
     state = ServerState()
-    _allow_descriptors(settings.connections + OTHERS)
+    settings = structs.replace(settings, connections=_affordable(settings.connections))
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: Connection(config, state, loop, settings), sock=_listening(settings), backlog=2048
@@ -166,13 +167,19 @@ async def serve(app: Litestar, settings: Gateway) -> Serving:
     return Serving(app, settings, server, state)
 
 
-def _allow_descriptors(wanted: int) -> None:
-    """The usual limit of 1024 would be met before ours, and stop the listening altogether."""
+def _affordable(connections: int) -> int:
+    """So many of these as the limit of open files, raised as far as it goes, has room for: beyond it new ones
+    are closed without a word."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    wanted = connections + OTHERS
+    if soft < wanted and soft not in (hard, resource.RLIM_INFINITY):
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft >= wanted or soft == resource.RLIM_INFINITY:
+        return connections
+    room = max(soft - OTHERS, soft // 2)
+    log.warning("this process may open %d files: it takes %d connections, not %d", soft, room, connections)
+    return room
 
 
 def _listening(settings: Gateway) -> socket.socket:

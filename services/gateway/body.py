@@ -30,6 +30,8 @@ def refused(param: str | None, message: str) -> Failure:
 
 
 _WHERE = re.compile(r" - at `\$\.?([^`]*)`$")
+_NOT_HERE = re.compile(r"(?:Invalid (?:enum )?value (.*)|Expected `array` of length <= 0)", re.DOTALL)
+SPELLED = {"True": "true", "False": "false", None: "what it holds"}
 _FIELD = re.compile(r"^Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
 
 
@@ -43,6 +45,8 @@ def _invalid(said: str) -> Failure:
         param = f"{path}.{name}" if path else name
         verb = "Unknown" if field[1] == "contains unknown" else "Missing"
         return refused(param, f"{verb} parameter: '{param}'.")
+    if told := _NOT_HERE.fullmatch(what):
+        what = f"{SPELLED.get(told[1], told[1])} is not supported"
     return refused(path or None, f"Invalid '{path}': {what}." if path else f"Invalid body: {what}.")
 
 

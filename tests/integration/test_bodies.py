@@ -149,6 +149,20 @@ async def test_too_many_connections(start: Start) -> None:
     assert 200 == (await site.http.get("/livez")).status_code
 
 
+async def test_fewer_open_files_are_fewer_connections(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the system's limit has no room for is told so, not dropped."""
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (6, 6))
+    site = await start()
+    for _ in range(3):
+        await site.connect()
+    async with asyncio.timeout(LONG):
+        await until(lambda: site.serving.connections == 3)
+        reader, _ = await site.connect()
+        refused = await reader.read()
+
+    assert refused.startswith(b"HTTP/1.1 503 ")
+
+
 @pytest.mark.parametrize(
     ("body", "named"),
     [
@@ -168,6 +182,25 @@ async def test_counts_have_limits(start: Start, body: dict[str, Any], named: str
 
     assert (400, named) == (response.status_code, error_of(response)["param"])
     assert [] == site.desk.asks
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("chat/completions", {"service_tier": "gold"}, "Invalid 'service_tier': 'gold' is not supported."),
+        ("responses", {"background": True}, "Invalid 'background': true is not supported."),
+        ("responses", {"include": ["x"]}, "Invalid 'include': what it holds is not supported."),
+    ],
+)
+async def test_what_is_not_supported_is_said_in_words(
+    start: Start, path: str, body: dict[str, Any], said: str
+) -> None:
+    """And not in the words of what reads the JSON."""
+    site = await start()
+    asked = {"model": "sim", "input": "hi"} if path == "responses" else {"model": "sim", "messages": HELLO}
+    response = await site.http.post(f"/v1/{path}", json=asked | body)
+
+    assert said == error_of(response)["message"]
 
 
 @pytest.mark.parametrize("nested", ["[" * 100_000, '{"a":' * 100_000, "[" * 1000 + "]" * 1000])
