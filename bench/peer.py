@@ -90,7 +90,9 @@ class Case:
         cells = [f"{middle[name]:.4g}" if name in middle else "" for name in servers]
         cells += [f"{share:.2f}x", wanted]
         if alone := self.values.get(ALONE):
-            cells += [f"{statistics.median(alone):.4g}", f"{ours / statistics.median(alone):.2f}x"]
+            # Of each round by itself: the machine is not the same in the next.
+            of_it = statistics.median(a / b for a, b in zip(self.values[servers[0]], alone, strict=True))
+            cells += [f"{statistics.median(alone):.4g}", f"{of_it:.2f}x"]
         else:
             cells += ["", ""]
         return f"| {self.name} ({self.unit}) | {' | '.join(cells)} |"
