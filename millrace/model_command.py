@@ -293,6 +293,7 @@ def _plan(root: Path, name: str, as_json: bool, **given: Any) -> int:
     if as_json:
         _print_json(made)
         return 0
+    longer = f", or {made.slots} of {made.longest}" if made.longest > made.max_len else ""
     rows = [
         ("model", f"{made.model} ({made.form})"),
         (
@@ -305,7 +306,7 @@ def _plan(root: Path, name: str, as_json: bool, **given: Any) -> int:
             f"{size(made.memory)}, of which {size(made.available)} are available; {made.cpus:g} CPUs",
         ),
         ("fits", f"{made.slots} slots of {made.max_len} tokens: {size(made.slots_bytes)}"),
-        ("", f"at most {made.most_slots} slots of {made.max_len} tokens, or {made.slots} of {made.longest}"),
+        ("", f"at most {made.most_slots} slots of {made.max_len} tokens{longer}"),
     ]
     if made.fast:
         rows.append(("fast", f"{size(made.fast)} of that: the prompt that is computed, in fp32"))

@@ -185,6 +185,6 @@ def form_of(model: models.Model) -> str:
         form = models.read_json(model.folder, models.GUEST)
         return f"guest, {'in place' if form.get('in_place') else 'grown'}"
     if not model.converted:
-        return "as the Hub has it"
+        return "safetensors"
     card = models.read_json(model.folder, models.CARD)
     return f"{card.get('quant')}, cache {card.get('cache')}"

@@ -153,6 +153,7 @@ def test_model_plan_prints_it(
     assert round(expected, 1) == found["tokens_per_second"]["512"]
     assert f"{expected:.0f} of one stream that holds 512 tokens" in text
     assert "/ (0.66 x bandwidth) + 3 layers x 60 us" in text and "16 slots of 1024 tokens" in text
+    assert "slots of 1024 tokens\n" in text, "there are no longer ones to be told of"
     assert 1 == cli.main(["model", "plan", hub, "--slots", "100000000"])
     assert "At most" in capsys.readouterr().err
 

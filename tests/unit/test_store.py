@@ -61,7 +61,8 @@ def test_a_conversion_lands_in_the_store(kept: Path, root: Path, model: Command)
 def test_a_folder_is_shown_as_one(kept: Path, tmp_path: Path, model: Command) -> None:
     """It is neither shipped nor stored."""
     assert "folder" == json.loads(model("show", str(tmp_path / "small"), "--json")[1])["kind"]
-    assert "shipped" == json.loads(model("show", "demo", "--json")[1])["kind"]
+    demo = json.loads(model("show", "demo", "--json")[1])
+    assert ("shipped", "safetensors") == (demo["kind"], demo["form"])
 
 
 def cut(path: Path) -> None:
