@@ -17,7 +17,6 @@ from services.detokenizer.stops import StopMatcher
 FORGET_S = 60.0
 """A request nobody spoke of for this long is over; the owner's Release was lost."""
 
-
 TOGETHER_S = 0.05
 """For so long after the last ones a patient request's tokens are kept, to be told together. No timer tells
 them when their engine falls silent: its owner asks for what it is owed, as for what got lost."""

@@ -354,7 +354,8 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
     """The names a template may use: a text for each kind, and the list of additional ones."""
     given = {name: config.get(name) for name in NAMED_TOKENS}
-    extra = config.get("extra_special_tokens") or {}  # with names; in newer files a list, as once:
+    # Newer files have the list of those without a name there, where older ones have those with one.
+    extra = config.get("extra_special_tokens") or {}
     additional = extra if isinstance(extra, list) else config.get("additional_special_tokens")
     if isinstance(extra, dict):
         given |= extra

@@ -3,14 +3,10 @@
 import asyncio
 import json
 import os
-import select
 import shutil
 import signal
-import socket
 import stat
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,70 +14,8 @@ import httpx
 import pytest
 
 from millrace.seat import backoff
-from tests.kit.service import ROOT, environment
-
-FAST = {"MILLRACE_SIM_STEP_MS": "1", "MILLRACE_SIM_ROW_MS": "0", "MILLRACE_SIM_TOKEN_MS": "0"}
-LIMIT_S = 90.0
-"""How long a test waits for something that never comes, before it fails."""
-
-ROLES = ("nats", "gateway", "tokenizer", "engine", "detokenizer")
-
-
-async def launch(*args: object, env: Mapping[str, str]) -> Process:
-    command = [sys.executable, "-P", "-m", "millrace.cli", *map(str, args)]
-    return await asyncio.create_subprocess_exec(
-        *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env, cwd=ROOT
-    )
-
-
-async def call(*args: object, env: Mapping[str, str]) -> tuple[int, str, str]:
-    """Run a command to its end: status, output, complaint."""
-    process = await launch(*args, env=env)
-    out, err = await asyncio.wait_for(process.communicate(), LIMIT_S)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
-class Up:
-    """A running `millrace up --plain`, and what it said so far."""
-
-    def __init__(self, process: Process, folder: Path, env: Mapping[str, str]):
-        self.process = process
-        self.folder = folder
-        self.env = env
-        self.lines: list[str] = []
-        self.url = ""
-
-    async def says(self, *parts: str) -> str:
-        """The next line that has all of these in it."""
-        assert self.process.stdout
-        async with asyncio.timeout(LIMIT_S):
-            while line := (await self.process.stdout.readline()).decode():
-                self.lines.append(line.rstrip())
-                if all(part in line for part in parts):
-                    return self.lines[-1]
-        raise AssertionError(f"it ended without saying {parts}: {self.lines}")
-
-    async def order(self, *args: object) -> tuple[int, str, str]:
-        return await call(*args, "--state-dir", self.folder, env=self.env)
-
-    async def ps(self) -> list[dict[str, Any]]:
-        status, out, err = await self.order("ps", "--json")
-        assert status == 0, err
-        rows: list[dict[str, Any]] = json.loads(out)
-        return rows
-
-    async def pids(self) -> dict[str, list[int]]:
-        rows = await self.ps()
-        return {role: [row["pid"] for row in rows if row["role"] == role] for role in ROLES}
-
-    async def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return await self.ended()
-
-    async def ended(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), LIMIT_S)
-
+from tests.kit.command import FAST, LIMIT_S, ROLES, Up, all_gone, call, launch, watched
+from tests.kit.service import environment
 
 Start = Callable[..., Any]
 
@@ -106,22 +40,6 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             up.process.kill()
         # Reading to the end also sees that nobody it left behind holds its output.
         await asyncio.wait_for(up.process.communicate(), LIMIT_S)
-
-
-def watched(pids: Iterable[int]) -> list[int]:
-    """Descriptors that tell when these processes have ended, whatever becomes of their numbers."""
-    return [os.pidfd_open(pid) for pid in pids]
-
-
-async def all_gone(pidfds: list[int]) -> bool:
-    def wait() -> bool:
-        try:
-            return all(select.select([fd], [], [], LIMIT_S)[0] for fd in pidfds)
-        finally:
-            for fd in pidfds:
-                os.close(fd)
-
-    return await asyncio.to_thread(wait)
 
 
 def test_the_first_death_is_followed_at_once_and_a_series_ever_later() -> None:
@@ -341,82 +259,6 @@ async def test_the_state_directory_has_one_owner(start: Start) -> None:
     assert f"pid {up.process.pid}" in err
     assert err.count("\n") == 1
     assert await up.stop() == 0
-
-
-@pytest.mark.parametrize("name", ["log", "nats"])
-async def test_a_state_directory_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
-    """In one line, whatever part of it: a full disk ends there, too."""
-    (tmp_path / name).write_text("in the way")
-    flags = ("--model", "sim", "--port", 0, "--state-dir", tmp_path)
-    status, out, err = await call("up", *flags, env=environment({}))
-
-    assert (1, "", 1) == (status, out, err.count("\n"))
-    assert f"cannot keep state in {tmp_path}" in err
-
-
-async def test_a_taken_port_is_named(tmp_path: Path) -> None:
-    """The message says which port, and nothing is started."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        status, out, err = await call("up", "--port", port, "--state-dir", tmp_path, env=environment({}))
-
-    assert (status, out) == (1, "")
-    assert f"port {port}" in err
-    assert "in use" in err
-    assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("args", "env", "named"),
-    [
-        (("--slots", "many"), {}, "--slots"),
-        ((), {"MILLRACE_SLOTS": "many"}, "MILLRACE_SLOTS"),
-        ((), {"MILLRACE_SLOT": "4"}, "MILLRACE_SLOT"),
-        (("--engines", "-1"), {}, "engines"),
-        (("--model", "no/such-model"), {}, "no/such-model"),
-        (("--keys", "no/such-file"), {}, "keys: no/such-file"),
-        (("--log", "loud"), {}, "'loud' is not a level"),
-        (("--log-format", "xml"), {}, "'xml' is none of"),
-        (("--keys", str(ROOT)), {}, "Is a directory"),
-        (("--keys", '{"keys": {"mine": "acme"}}'), {}, "entry 1 of [keys]"),
-    ],
-)
-async def test_a_wrong_setting_starts_nothing(
-    tmp_path: Path, args: tuple[str, ...], env: dict[str, str], named: str
-) -> None:
-    """A setting of any role is checked before the first process, and named."""
-    folder = tmp_path / "state"
-    status, out, err = await call("up", "--port", 0, "--state-dir", folder, *args, env=environment(env))
-
-    assert (status, out) == (2, "")
-    assert named in err
-    assert err.count("\n") == 1
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize(
-    ("file", "holds", "said"),
-    [
-        (
-            "config.json",
-            '{"model_type": "abacus", "max_position_embeddings": 8}',
-            ("the engine does not start: model:", "LlamaForCausalLM"),
-        ),
-        ("tokenizer.json", "{}", ("does not start:", "tokenizer.json")),
-    ],
-)
-async def test_a_model_that_cannot_be_used_ends_the_start_with_its_reason(
-    tmp_path: Path, file: str, holds: str, said: tuple[str, ...]
-) -> None:
-    """Whichever role finds it: it would be the same file at the next try, so it is said once."""
-    model = tmp_path / "model"
-    shutil.copytree(ROOT / "models" / "demo", model)
-    (model / file).write_text(holds)
-    args = ("--plain", "--port", 0, "--state-dir", tmp_path / "state", "--model", model)
-    status, _, err = await call("up", *args, env=environment({}))
-
-    assert status == 1
-    assert [part for part in said if part not in err] == []
 
 
 async def test_what_keeps_dying_says_why_and_comes_back(start: Start) -> None:

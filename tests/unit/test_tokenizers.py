@@ -47,7 +47,7 @@ async def test_silence_is_answered_by_asking_again() -> None:
     bus = Answering(NoResponder(), NoAnswer(), refused(Code.UNAVAILABLE), ADMITTED)
     wanted = entry()
 
-    assert ADMITTED == await Tokenizers(bus, 1).admit(wanted, wanted.prompt, None)
+    assert ADMITTED == await Tokenizers(bus, 3).admit(wanted, wanted.prompt, None)
     assert [wanted.prompt] * 4 == bus.asked
 
 
