@@ -106,6 +106,7 @@ class Prompt(Message, frozen=True):
     priority: Priority = "normal"
     form: Form | None = None
     cut: bool = False  # what is too long for a vector, in place of a refusal
+    asked: float = 0.0  # unix seconds: what a template calls now, also when the job is made again
 
 
 class Admitted(Message, frozen=True):

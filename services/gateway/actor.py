@@ -33,6 +33,7 @@ from millrace.subjects import (
     model_key,
 )
 from millrace.telemetry import Context
+from millrace.wall import wall
 from services.gateway import app, kill, waits
 from services.gateway.bells import Rounds, bells
 from services.gateway.desk import Answer, Ask, Model
@@ -207,7 +208,7 @@ class GatewayActor(Actor):
 
     async def open(self, ask: Ask) -> Answer:
         now = time.monotonic()
-        entry = Entry.of(ask, self.id, now, tags_hidden=self._tags_hidden(ask))
+        entry = Entry.of(ask, self.id, now, wall(now), tags_hidden=self._tags_hidden(ask))
         live = Ongoing(entry, self.cancel, silent=ask.max_tokens == 0)
         allowance = ask.visit.allowance
         charged, admitting = 0, True

@@ -72,8 +72,8 @@ class Entry:
     blame: Blame = field(default_factory=Blame)
 
     @classmethod
-    def of(cls, ask: Ask, gateway: str, now: float, *, tags_hidden: bool = False) -> "Entry":
-        """`tags_hidden`: what its calls stand in has to be shown to be read."""
+    def of(cls, ask: Ask, gateway: str, now: float, asked: float, *, tags_hidden: bool = False) -> "Entry":
+        """`asked`: unix seconds. `tags_hidden`: what its calls stand in has to be shown to be read."""
         visit, tenant = ask.visit, ask.visit.tenant
         prompt = m.Prompt(
             request=f"{gateway}-{secrets.token_hex(16)}",
@@ -91,6 +91,7 @@ class Entry:
             priority=tenant.priority,
             form=ask.form,
             cut=ask.cut,
+            asked=asked,
         )
         return cls(
             prompt=prompt,

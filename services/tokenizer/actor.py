@@ -127,7 +127,7 @@ class TokenizerActor(Actor):
 
     async def _admit(self, prompt: m.Prompt, context: Context) -> m.Admitted:
         heard = time.monotonic()
-        ids = self._ids(prompt.input, cut=prompt.cut)
+        ids = self._ids(prompt.input, prompt.asked or time.time(), cut=prompt.cut)
         echo = prompt.echo and prompt.logprobs >= 0
         if echo and len(ids) * (prompt.logprobs + 2) * SPELLED > LARGEST:
             most = LARGEST // ((prompt.logprobs + 2) * SPELLED)
@@ -183,7 +183,7 @@ class TokenizerActor(Actor):
 
     def _encoded(self, asked: m.Encode) -> m.Encoded:
         if isinstance(asked.input, m.Chat):
-            ids = self._chat(asked.input, add_generation_prompt=asked.add_generation_prompt)
+            ids = self._chat(asked.input, time.time(), add_generation_prompt=asked.add_generation_prompt)
         else:
             ids = self._encoder.encode(asked.input.text, add_special_tokens=asked.add_special)
         if asked.want == "count":
@@ -192,7 +192,7 @@ class TokenizerActor(Actor):
         return _tellable(m.Encoded(len(ids), struct.pack(f"<{len(ids)}I", *ids), texts))
 
     def _chat(
-        self, given: m.Chat, *, add_generation_prompt: bool = True, most: int | None = None
+        self, given: m.Chat, asked: float, *, add_generation_prompt: bool = True, most: int | None = None
     ) -> list[int]:
         tools = _shown(given.tools) if given.tools else None
         if tools and not self._voice.calls:
@@ -204,16 +204,17 @@ class TokenizerActor(Actor):
         args = msgspec.json.decode(given.template_args) if given.template_args else {}
         return self._encoder.chat(
             msgspec.json.decode(given.messages),
+            asked=asked,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             kwargs=self._effort(given.effort) | args,
             most=most,
         )
 
-    def _ids(self, given: m.Chat | m.Text | m.Ids, *, cut: bool = False) -> list[int]:
+    def _ids(self, given: m.Chat | m.Text | m.Ids, asked: float, *, cut: bool = False) -> list[int]:
         match given:
             case m.Chat():
-                ids, param = self._chat(given, most=self._max_len), "messages"
+                ids, param = self._chat(given, asked, most=self._max_len), "messages"
             case m.Text():
                 read = self._encoder.beginning if cut else self._encoder.encode
                 ids, param = read(given.text, most=self._max_len), "prompt"

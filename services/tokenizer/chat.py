@@ -199,8 +199,9 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)
+def _strftime_at(asked: float) -> Callable[[str], str]:
+    """What a template takes for the time: the same one when the prompt is made again, after midnight too."""
+    return datetime.fromtimestamp(asked).strftime
 
 
 class _Generation(jinja2.ext.Extension):
@@ -233,7 +234,6 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             dict=_Dict(),
             namespace=_Namespace,
             raise_exception=_raise_exception,
-            strftime_now=_strftime_now,
         )
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -327,11 +327,13 @@ class ChatTemplate:
         self,
         messages: list[dict[str, Any]],
         *,
+        asked: float = 0.0,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt's text. `kwargs` are the request's own template arguments (`enable_thinking`, ...)."""
+        """The prompt's text. `asked` is when, in unix seconds; `kwargs` are the request's own template
+        arguments (`enable_thinking`, ...)."""
         for name in kwargs or ():
             if name not in self.arguments:
                 raise Failure(
@@ -346,6 +348,7 @@ class ChatTemplate:
             "messages": messages,
             "tools": tools or None,
             "add_generation_prompt": add_generation_prompt,
+            "strftime_now": _strftime_at(asked),
         }
         return "".join(self._printed(values))
 

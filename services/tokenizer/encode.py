@@ -203,6 +203,7 @@ class Encoder:
         self,
         messages: list[dict[str, Any]],
         *,
+        asked: float = 0.0,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         kwargs: Mapping[str, Any] | None = None,
@@ -226,7 +227,11 @@ class Encoder:
             given = tuple(self._marked(part, mark) for part in given)
         try:
             rendered = template.render(
-                given[0], tools=given[1], add_generation_prompt=add_generation_prompt, kwargs=given[2]
+                given[0],
+                asked=asked,
+                tools=given[1],
+                add_generation_prompt=add_generation_prompt,
+                kwargs=given[2],
             )
         except Failure as failure:  # a template's own words may quote what it was given
             raise Failure(failure.code, failure.message.replace(mark, ""), param=failure.param) from None

@@ -103,6 +103,12 @@ def test_the_templates_own_refusal_is_told() -> None:
     assert caught.value.param == "messages"
 
 
+def test_a_prompt_that_is_made_again_says_the_same_day() -> None:
+    template = ChatTemplate("{{ strftime_now('%d %b %Y') }}")
+
+    assert ["07 Jul 2025"] * 2 == [template.render(HELLO, asked=1751889600.0) for _ in range(2)]
+
+
 ESCAPES = [
     "{{ ''.__class__.__mro__ }}",
     "{{ ''['__class__']['__mro__'] }}",
