@@ -295,7 +295,7 @@ class Bus:
         data = await self.ask(subject, encode(message), timeout, headers)
         try:
             return _decoder(answer).decode(data)
-        except msgspec.MsgspecError as error:
+        except messages.MISREAD as error:
             self._misread(subject, data, error)
             raise NoAnswer(f"{subject} answered something else: {error}") from None
 
@@ -410,7 +410,7 @@ class Bus:
         """A subject of its own, for answers."""
         return self._client.new_inbox()
 
-    def _misread(self, subject: str, payload: bytes, error: msgspec.MsgspecError) -> None:
+    def _misread(self, subject: str, payload: bytes, error: Exception) -> None:
         if kind := newer.kind(payload):
             self.counts["unknown"] += 1
             level = logging.WARNING if self.counts["unknown"] == 1 else logging.DEBUG
@@ -421,7 +421,7 @@ class Bus:
 
     def _refusal(self, subject: str, payload: bytes, error: Exception) -> messages.Refused:
         match error:
-            case msgspec.MsgspecError():
+            case msgspec.MsgspecError() | UnicodeDecodeError():
                 self._misread(subject, payload, error)
                 return messages.Refused("", Code.INVALID_REQUEST, "not a message of this subject")
             case Failure():

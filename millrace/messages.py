@@ -490,6 +490,9 @@ ToDetokenizer = Opened | Frame | Ping | Release
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
 
+MISREAD = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What bytes that are no message fail with when they are decoded; the second where a text is not UTF-8."""
+
 
 def owner_of(request: str) -> str:
     """The gateway that owns this request."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from millrace.messages import Message
+from millrace.messages import MISREAD, Message
 
 KINDS = frozenset(struct.__struct_config__.tag for struct in Message.__subclasses__())
 NAME = re.compile(r"[a-z]{2,40}")
@@ -18,7 +18,7 @@ def kind(payload: bytes) -> str:
     nothing: a known kind with wrong fields, or at the wrong subject, is an error of whoever sent it."""
     try:
         fields = _fields.decode(payload)
-    except (msgspec.MsgspecError, RecursionError):
+    except (*MISREAD, RecursionError):
         return ""
     name = fields[0] if fields else None
     return name if isinstance(name, str) and NAME.fullmatch(name) and name not in KINDS else ""

@@ -157,7 +157,7 @@ class Pull:
                 break
         try:
             job = self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
+        except messages.MISREAD as error:
             self._bus.counts["poisoned"] += 1
             log.error("job %s is not one of ours: %s", reply, error)
             self._bus.publish(subjects.ORPHANS.pattern, messages.Orphan("", reply))

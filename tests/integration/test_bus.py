@@ -12,7 +12,7 @@ from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
 from millrace.errors import Code, Failure
 from millrace.jetstream import JetStream
 from millrace.pull import Delivery, Pull
-from millrace.subjects import ENGINE, GATEWAY, JOBS, TOKENIZER, Lane, Role, consumer
+from millrace.subjects import ENGINE, GATEWAY, JOBS, ORPHANS, TOKENIZER, Lane, Role, consumer
 from millrace.telemetry import Context
 from tests.kit.nats import Server
 
@@ -60,7 +60,13 @@ async def declared(gateway: Bus, **limits: int) -> None:
     await JetStream(gateway).declare_consumer(JOBS.name, consumer(LANE))
 
 
-async def test_a_poisoned_message_is_counted_and_answered(join: Join) -> None:
+NONSENSE = [b"\xc1 nonsense", b"\x92\xa2\xff\xfe\x90"]
+"""The second is well formed, but its name is not UTF-8."""
+
+
+@pytest.mark.parametrize("poison", NONSENSE)
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_poisoned_message_is_counted_and_answered(join: Join, poison: bytes, *, waits: bool) -> None:
     """Bytes that are no message of the subject end there: counted, answered, and the next one is handled."""
     engine, gateway = await join(Role.ENGINE), await join(Role.GATEWAY)
     heard: list[m.Ping] = []
@@ -69,9 +75,13 @@ async def test_a_poisoned_message_is_counted_and_answered(join: Join) -> None:
         heard.append(message)
         return m.Pong("e", 1, [])
 
-    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle))
+    def handled(message: m.Ping, context: Context) -> m.Pong:
+        heard.append(message)
+        return m.Pong("e", 1, [])
+
+    await engine.listen(Inbox(ENGINE.to("e"), m.ToEngine, handle if waits else handled))
     await engine.flush()
-    answer = msgspec.msgpack.decode(await gateway.ask(ENGINE.to("e"), b"\xc1 nonsense", 30.0), type=m.Refused)
+    answer = msgspec.msgpack.decode(await gateway.ask(ENGINE.to("e"), poison, 30.0), type=m.Refused)
     pong = await gateway.request(ENGINE.to("e"), m.Ping([]), m.Pong, 30.0)
 
     assert (Code.INVALID_REQUEST, 1) == (answer.code, engine.counts["poisoned"])
@@ -215,6 +225,27 @@ async def test_a_pull_takes_what_there_is_room_for(join: Join) -> None:
 
     assert ["gw-0", "gw-1", "gw-2"] == [d.job.request for d in got]
     assert ("gw-0", 9, 1) == (got[0].context.request, got[0].context.left_ms, got[0].delivery)
+
+
+@pytest.mark.parametrize("poison", [NONSENSE[0], m.encode(job()).replace(b"gw-1", b"gw-\xff")])
+async def test_a_poisoned_job_is_told_of_and_the_next_one_comes(join: Join, poison: bytes) -> None:
+    """Whatever its bytes are: nobody owns it, so all gateways hear of it."""
+    gateway, tokenizer, engine = [await join(r) for r in (Role.GATEWAY, Role.TOKENIZER, Role.ENGINE)]
+    await declared(gateway)
+    got: list[Delivery] = []
+    told: list[m.Message] = []
+
+    await gateway.listen(Inbox(ORPHANS.pattern, m.Orphan, lambda message, context: told.append(message)))
+    await gateway.flush()
+    await tokenizer.ask(LANE.subject, poison, 30.0)
+    await JetStream(tokenizer).store(LANE.subject, job(), "gw-1:1", 30.0, NOBODY)
+    pull = Pull(engine, "sim", lambda: 4, got.append)
+    await pull.start()
+    await until(lambda: bool(got and told))
+    await pull.stop()
+
+    assert "gw-1" == got[0].job.request
+    assert (1, 0) == (engine.counts["poisoned"], engine.counts["reconnects"])
 
 
 async def test_a_settled_job_is_gone_and_a_refused_one_comes_back(join: Join) -> None:

@@ -21,6 +21,7 @@ def test_a_kind_that_this_version_does_not_know_has_its_name() -> None:
     [
         b"",
         b"\xc1 nonsense",
+        b"\x91\xa2\xff\xfe",
         b"\x91" * 100_000,
         encode(["tomorrow"])[:-1],
         encode([]),
