@@ -49,7 +49,7 @@ async def test_it_takes_nothing_while_memory_is_short(tmp_path: Path) -> None:
             "stream": True,
             "return_token_ids": True,
         }
-        running = asyncio.create_task(ask(service.url, {**body, "max_tokens": 600}))
+        running = asyncio.create_task(ask(service.url, {**body, "max_tokens": 300}))
         await engine(service, lambda row: row.load == 1)
         machine.available(3)
         row = await engine(service, lambda row: row.pressure == "short")
@@ -59,7 +59,7 @@ async def test_it_takes_nothing_while_memory_is_short(tmp_path: Path) -> None:
         await asyncio.sleep(PULL_EXPIRES_S + 0.1)  # what it had asked for before may come until then
         waiting = asyncio.create_task(ask(service.url, {**body, "max_tokens": 5}))
         first = await running
-        assert (600, None) == (len(first.token_ids), first.failure or None)
+        assert (300, None) == (len(first.token_ids), first.failure or None)
         row = await engine(service, lambda row: row.load == 0)
         await asyncio.sleep(0.5)
         assert not waiting.done()
