@@ -36,6 +36,7 @@ PERHAPS = (
     "chat_template.json",
     models.MODULES,
     pooling.SETTINGS,
+    pooling.LENGTH,
     "1_Pooling/config.json",
     "LICENSE",
 )

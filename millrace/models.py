@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from millrace.context import context
 from millrace.settings import SettingError
 
 SHIPPED = (
@@ -75,7 +76,8 @@ class Model:
     @property
     def max_len(self) -> int:
         try:
-            return int(self.config["max_position_embeddings"])
+            # What others exported has tables of angles in its graph, of that length.
+            return int(self.config["max_position_embeddings"]) if self.guest else context(self.config)
         except (KeyError, TypeError, ValueError):
             path = self.folder / "config.json"
             raise SettingError(f"{path}: max_position_embeddings, the context's length, is missing") from None

@@ -2,6 +2,7 @@
 
     modules.json              what follows on what: the transformer, the pooling, perhaps a norm
     1_Pooling/config.json     of which tokens' states the vector is made
+    sentence_bert_config.json how many tokens of a text, where it is fewer than the model can
 
 What a folder says and cannot be done here is a ValueError that names it.
 """
@@ -15,6 +16,7 @@ import msgspec
 from millrace.models import MODULES, inside, read_json
 
 SETTINGS = "config_sentence_transformers.json"
+LENGTH = "sentence_bert_config.json"
 KINDS = ["Transformer", "Pooling", "Normalize"]
 
 MODES: dict[str, Literal["last", "mean"]] = {"lasttoken": "last", "mean": "mean"}
@@ -46,7 +48,17 @@ def files(folder: Path) -> list[str]:
     """The names of those that say so."""
     if not (path := inside(folder, MODULES)).is_file():
         return []
-    return [MODULES, SETTINGS, *(_file(module) for module in _modules(path) if module.get("path"))]
+    return [MODULES, SETTINGS, LENGTH, *(_file(module) for module in _modules(path) if module.get("path"))]
+
+
+def most(folder: Path) -> int | None:
+    """How many tokens a text may have to become a vector; None: as many as the model can."""
+    if not inside(folder, MODULES).is_file():
+        return None
+    length = read_json(folder, LENGTH, optional=True).get("max_seq_length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise ValueError(f"{folder / LENGTH}: max_seq_length is {length!r}, which is no number of tokens")
+    return length
 
 
 def _file(module: dict[str, Any]) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from millrace.context import context
+
 Config = dict[str, Any]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -205,7 +207,7 @@ def _plain(c: Config) -> Architecture:
         heads=heads,
         kv_heads=int(c.get("num_key_value_heads") or heads),
         head_dim=head_dim,
-        max_len=int(c["max_position_embeddings"]),
+        max_len=context(c),
         eps=float(c["rms_norm_eps"]),
         tied=bool(c.get("tie_word_embeddings", False)),
         layers=(Layer(rope),) * int(c["num_hidden_layers"]),

@@ -30,6 +30,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from millrace import pooling
+from millrace.context import context
 from millrace.errors import Code, Failure
 from millrace.messages import Voice
 from millrace.models import eos_ids, inside, read_json, templates, text_settings
@@ -130,7 +132,8 @@ class Encoder:
             special = _special_tokens(config)
             _end(tokenizer, config)
             ends = eos_ids(folder, tokenizer.token_to_id)
-            limits = (config.get("model_max_length"), model.get("max_position_embeddings"))
+            ours = context(model) if "max_position_embeddings" in model else None
+            limits = (config.get("model_max_length"), ours, pooling.most(folder))
             return cls(
                 tokenizer,
                 controls=_controls(tokenizer, special, ends),

@@ -257,6 +257,11 @@ def test_the_folder_tells_the_limits(folder: Path) -> None:
     encoder = Encoder.load(folder)
     assert (frozenset({END, 7}), 2048) == (encoder.eos_ids, encoder.max_length)
 
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
+    assert 2048 == Encoder.load(folder).max_length  # it makes text
+    (folder / "modules.json").write_text("[]")
+    assert 512 == Encoder.load(folder).max_length
+
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
     assert frozenset({END, 0, 9}) == Encoder.load(folder).eos_ids
 
