@@ -190,8 +190,7 @@ async def test_any_number_of_requests_is_answered(
         replies.append(msg.reply)
         await msg.respond(msg.data)
 
-    await service.client.subscribe(subject, cb=answer)
-    await service.client.flush(30)
+    assert await service.may(service.client.subscribe(subject, cb=answer))
     for number in range(300):
         got = await client.client.request(subject, b"%d" % number, timeout=30)
         assert got.data == b"%d" % number
@@ -267,7 +266,6 @@ async def test_a_client_may_come_before_the_server(tmp_path: Path) -> None:
         with started(made):
             watcher, speaker = await asyncio.wait_for(asyncio.gather(early, late), 60)
             await watcher.listen(Inbox(subjects.PRESENCE.wildcard, Here, hear))
-            await watcher.flush()
             await watcher.flush()
             speaker.publish(subjects.PRESENCE.to("engine"), Here("engine", "engine_1", 1, "ready"))
 

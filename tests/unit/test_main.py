@@ -11,6 +11,8 @@ from tests.kit.service import ROOT
 SCRIPT = """
 import importlib, os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where it is ignored
+
 class Pressed:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
