@@ -1,7 +1,8 @@
 """What goes into the next step: two queues and two methods, no model and no clock.
 
 Decoding comes first: every running sequence with one token to compute is a row of the step. Beside them
-one chunk of one prompt may be computed, so a long prompt delays the others by a bounded time a step.
+one chunk of one prompt may be computed, so a long prompt delays the others by a bounded time a step. Tenants
+take turns with their prompts: who comes with one is not behind all that another brought.
 """
 
 from collections import Counter, deque
@@ -14,6 +15,7 @@ from msgspec import Struct, structs
 
 from millrace.messages import VECTOR, Finish, Odds
 from services.engine.prefix import BLOCK, Prefixes
+from services.engine.rota import Rota
 from services.engine.sequence import Sequence, State
 
 
@@ -167,6 +169,7 @@ class Scheduler:
         self._prefixes = prefixes
         self._drafter = drafter
         self._apart = apart
+        self._rota = Rota()
         self._copies: list[Copy] = []  # for the next step, whenever that is
 
     # -- in and out
@@ -209,14 +212,14 @@ class Scheduler:
             sequence.slot, sequence.state = min(self._free), State.RUNNING
             self._free.remove(sequence.slot)
             self.running.append(sequence)
-        # One prompt a step, the oldest. When its turn comes, what others have computed of it by then is
-        # taken from them: of several with the same beginning the first computes it, in the others' stead.
+        # One prompt a step. When its turn comes, what others have computed of it by then is taken from
+        # them: of several with the same beginning the first computes it, in the others' stead.
         chunk = None
-        for sequence in self.running:
-            if sequence.prefilling:
-                self._load(sequence)
+        for sequence in self._turn():
+            self._load(sequence)
             if sequence.prefilling:
                 chunk = Chunk(sequence, sequence.computed, min(sequence.computable, self._chunk))
+                self._rota.had(sequence.tenant)
                 break
         # A one-token prompt is a row like any other, once it may answer, unless prompts are computed apart.
         rows = [s for s in self.running if s.granted and s.computable == 1 and not s.prefilling]
@@ -230,6 +233,11 @@ class Scheduler:
         if len(self.running) > len(rows):
             others = tuple(s for s in self.running if s.slot >= len(rows))
         return Step(rows, chunk, swaps, copies, others)
+
+    def _turn(self) -> list[Sequence]:
+        """Those with a prompt to compute, whose turn is longest ago first, and of each tenant the oldest."""
+        reading = [s for s in self.running if s.prefilling]
+        return sorted(reading, key=lambda s: self._rota.last(s.tenant)) if len(reading) > 1 else reading
 
     def _guessed(self, row: Sequence) -> Chunk | None:
         """A lone row becomes a chunk, with what it may say next; what turns out wrong is written over. Beside

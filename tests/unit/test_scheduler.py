@@ -13,8 +13,11 @@ from services.engine.scheduler import Chunk, Copy, Fetch, Keep, Load, Scheduler,
 from services.engine.sequence import Sequence
 
 
-def sequence(name: str, prompt: int = 3, *, epoch: int = 1, max_tokens: int = 4) -> Sequence:
-    return Sequence(name, prompt, list(range(1, prompt + 1)), Sampling(1), max_tokens, epoch=epoch)
+def sequence(
+    name: str, prompt: int = 3, *, epoch: int = 1, max_tokens: int = 4, tenant: str = ""
+) -> Sequence:
+    tokens = list(range(1, prompt + 1))
+    return Sequence(name, prompt, tokens, Sampling(1), max_tokens, epoch=epoch, tenant=tenant)
 
 
 def test_a_long_prompt_is_computed_in_chunks_beside_decoding() -> None:
@@ -32,6 +35,25 @@ def test_a_long_prompt_is_computed_in_chunks_beside_decoding() -> None:
 
     assert [(["a"], (0, 4)), (["a"], (4, 4)), (["a", "b"], None)] == steps
     assert (3, 1) == (first.answered, second.answered)
+
+
+def test_tenants_take_turns_with_their_prompts() -> None:
+    """One prompt of another's waits for one chunk of a flood, not for all of it; and a flood goes on."""
+    scheduler = Scheduler(slots=8, chunk=4)
+    for name in ("f1", "f2", "f3"):
+        scheduler.add(sequence(name, prompt=8, tenant="flood"))
+    turns = []
+    for number in range(10):
+        if number == 1:
+            scheduler.add(sequence("a1", prompt=8, tenant="a"))
+            scheduler.add(sequence("b1", prompt=4, tenant="b"))
+        step = scheduler.schedule()
+        assert step is not None
+        if step.chunk:
+            turns.append(step.chunk.sequence.request)
+        scheduler.postprocess(step, [7] * len(step.samples))
+
+    assert ["f1", "a1", "b1", "f1", "a1", "f2", "f2", "f3", "f3"] == turns
 
 
 def test_the_last_chunk_samples() -> None:
