@@ -7,6 +7,7 @@ long, too much memory or the stack ends that process (judge.py), and is refused.
 import asyncio
 import contextlib
 import hashlib
+import signal
 import struct
 import sys
 from collections import OrderedDict
@@ -90,14 +91,14 @@ class Trial:
                 async with asyncio.timeout(LET_S):
                     process.stdin.write(struct.pack("<I", len(raw)) + raw)
                     return await _heard(process)
-            except TimeoutError:
-                await self._end()  # it was paused: that says nothing of the wish
+            except (OSError, TimeoutError, asyncio.IncompleteReadError):
+                # What takes too much ends by itself: by its own alarm, or for want of memory.
+                if await self._end() != -signal.SIGKILL:
+                    return Verdict("", TOO_MUCH)
+                # It was paused until we ended it, or somebody killed it: that says nothing of the wish.
                 raise Failure(
                     Code.UNAVAILABLE, "the grammar could not be tried now", retry_after=1.0
                 ) from None
-            except (OSError, asyncio.IncompleteReadError):
-                await self._end()
-                return Verdict("", TOO_MUCH)
             except asyncio.CancelledError:
                 await self._end()  # its answer would be taken for the next one's
                 raise
@@ -122,12 +123,14 @@ class Trial:
                 raise
         return self._process
 
-    async def _end(self) -> None:
+    async def _end(self) -> int:
+        """How it ended, if not of this."""
         process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        if process is None:
+            return 0
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()
 
     async def stop(self) -> None:
         await self._end()

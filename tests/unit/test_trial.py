@@ -113,6 +113,23 @@ async def test_a_process_that_died_is_started_again(trial: Trial) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_a_wish_whose_judge_is_killed_is_tried_again(trial: Trial) -> None:
+    """Whoever was killed amid a trial was not ended by the wish: its client comes again, and is judged."""
+    await trial.prepare()
+    process = trial._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    killed = asyncio.ensure_future(trial.grammar(wish("choice", '["killed"]')))
+    await asyncio.sleep(0.05)
+    process.kill()
+    with pytest.raises(Failure) as failure:
+        await killed
+
+    assert Code.UNAVAILABLE == failure.value.code
+    assert await trial.grammar(wish("choice", '["killed"]'))
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_pause_refuses_no_wish(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is waited for longer than a trial may compute; in the end its client is told to come again."""
 
