@@ -11,7 +11,7 @@ import msgspec
 from msgspec import structs
 
 from millrace import messages as m
-from millrace import models, settings
+from millrace import models, pooling, settings
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.errors import Code, Failure
@@ -42,11 +42,13 @@ CREDIT = 32
 
 async def build(bus: Bus, given: settings.Tokenizer, id: str) -> "TokenizerActor":
     folder = models.find(given.model, given.models)
-    max_len = min(folder.max_len, given.max_len or folder.max_len)
+    max_len = folder.max_len
     encoder = await asyncio.to_thread(Encoder.load, folder.text)
     speaks = encoder.voice(calls=given.tool_parser, reasoning=given.reasoning_parser)
     if folder.vectors:
         speaks = Voice()
+        max_len = min(max_len, pooling.most(folder.folder) or max_len)
+    max_len = min(max_len, given.max_len or max_len)
     # Some tokenizers have more words than their model: what it has no row for would end its engine.
     vocab = min(encoder.vocab_size, folder.vocab or encoder.vocab_size)
     return TokenizerActor(bus, id, folder.name, encoder, vocab, max_len, speaks, folder.text, folder.vectors)

@@ -1,7 +1,7 @@
 """Text and conversations become token ids, as the model's own tokenizer files say.
 
     Encoder
-      load        a model folder: tokenizer.json, tokenizer_config.json and what else tells its limits
+      load        a model folder: tokenizer.json, tokenizer_config.json and its chat templates
       encode      plain text for a raw completion; control tokens written in it count, as in the reference
       chat        a conversation; control tokens come from the template alone
     Controls      a model's control tokens, and where a client's text could be taken for one
@@ -30,16 +30,13 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from millrace import pooling
-from millrace.context import context
 from millrace.errors import Code, Failure
 from millrace.messages import Voice
-from millrace.models import eos_ids, inside, read_json, templates, text_settings
+from millrace.models import eos_ids, inside, templates, text_settings
 from services.tokenizer import voice
 from services.tokenizer.chat import ChatTemplate
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-NO_LIMIT = 1 << 31  # the reference writes 1e30 where a tokenizer knows no length
 MARK_LENGTH = 8  # characters of 16 random bits each: nobody writes that by chance, or twice
 PRIVATE_PLANE = 0xF0000  # private use: no letter, no white space, nothing that a template would change
 TAIL = 8  # tokens: a tag that the template ended with, spelled out letter by letter, and white space
@@ -107,11 +104,9 @@ class Encoder:
         controls: Iterable[str],
         templates: Mapping[str, ChatTemplate],
         eos_ids: frozenset[int],
-        max_length: int | None,
     ):
         """`controls` are added tokens; `templates` has "default", perhaps "tool_use", or nothing."""
         self.eos_ids = eos_ids
-        self.max_length = max_length  # None where the folder does not tell
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         self._tokenizer = tokenizer
         self._templates = templates
@@ -125,21 +120,17 @@ class Encoder:
     def load(cls, folder: Path) -> "Encoder":
         """From a model folder; a ValueError names the file that is missing, broken or outside of it."""
         config = text_settings(folder)
-        model = read_json(folder, "config.json", optional=True)
         tokenizer = _read_tokenizer(folder)
         try:
             _agree(tokenizer, config)
             special = _special_tokens(config)
             _end(tokenizer, config)
             ends = eos_ids(folder, tokenizer.token_to_id)
-            ours = context(model) if "max_position_embeddings" in model else None
-            limits = (config.get("model_max_length"), ours, pooling.most(folder))
             return cls(
                 tokenizer,
                 controls=_controls(tokenizer, special, ends),
                 templates=_templates(folder, config, special),
                 eos_ids=ends,
-                max_length=min((int(limit) for limit in limits if limit and limit < NO_LIMIT), default=None),
             )
         except (AttributeError, KeyError, TypeError) as error:  # JSON, but not of the shape that it should be
             raise ValueError(f"{folder / 'tokenizer_config.json'}: {error!r}") from None

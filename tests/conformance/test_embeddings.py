@@ -23,7 +23,7 @@ from tests.kit.service import ROOT, Service
 
 DEMO = ROOT / "models" / "demo"
 LENGTH = 256
-CONFIG = small("Qwen3", vocab_size=4096, max_position_embeddings=LENGTH, tie_word_embeddings=True)
+CONFIG = small("Qwen3", vocab_size=4096, max_position_embeddings=2 * LENGTH, tie_word_embeddings=True)
 SIZE = CONFIG["hidden_size"]
 TEXTS = ["A mill stands by the river.", "Le moulin est au bord de l'eau.", "x", "A mill stands by the river."]
 MANY = [f"{n} " + "The stream turns the wheel. " * 12 for n in range(300)]
@@ -31,8 +31,10 @@ MANY = [f"{n} " + "The stream turns the wheel. " * 12 for n in range(300)]
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As Qwen3-Embedding is: its tokenizer ends every text with a token, whose state is the vector."""
+    """As Qwen3-Embedding is: its tokenizer ends every text with a token, whose state is the vector. And it
+    takes shorter texts than the model could."""
     folder = write_embedder(tmp_path_factory.mktemp("hub") / "embedder", CONFIG)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": LENGTH}))
     for name in ("tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(DEMO / name, folder / name)
     tokenizer = json.loads((DEMO / "tokenizer.json").read_text())

@@ -111,7 +111,6 @@ def printing(source: str) -> Encoder:
         controls=["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
         templates={"default": ChatTemplate(source)},
         eos_ids=frozenset(),
-        max_length=None,
     )
 
 
@@ -157,7 +156,6 @@ def test_other_tokenizers_keep_their_control_tokens_too(rstrip: bool) -> None:
         controls=["<unk>", "<s>", "</s>"],
         templates={"default": template},
         eos_ids=frozenset({2}),
-        max_length=None,
     )
     expected = tokenizer.encode("<s>  a</s>  b", add_special_tokens=False).ids
     vocab = tokenizer.get_vocab()
@@ -248,19 +246,12 @@ def change(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
 
 
-def test_the_folder_tells_the_limits(folder: Path) -> None:
-    """What ends an answer, and how long one may be, comes from every file that says so."""
-    assert (frozenset({END}), 4096, 4096) == (ENCODER.eos_ids, ENCODER.max_length, ENCODER.vocab_size)
+def test_the_folder_tells_what_ends_an_answer(folder: Path) -> None:
+    """Every file that says so counts."""
+    assert (frozenset({END}), 4096) == (ENCODER.eos_ids, ENCODER.vocab_size)
 
-    (folder / "config.json").write_text('{"eos_token_id": 7, "max_position_embeddings": 2048}')
-    change(folder, model_max_length=1e30)
-    encoder = Encoder.load(folder)
-    assert (frozenset({END, 7}), 2048) == (encoder.eos_ids, encoder.max_length)
-
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
-    assert 2048 == Encoder.load(folder).max_length  # it makes text
-    (folder / "modules.json").write_text("[]")
-    assert 512 == Encoder.load(folder).max_length
+    (folder / "config.json").write_text('{"eos_token_id": 7}')
+    assert frozenset({END, 7}) == Encoder.load(folder).eos_ids
 
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
     assert frozenset({END, 0, 9}) == Encoder.load(folder).eos_ids
@@ -332,7 +323,6 @@ def test_without_a_template_there_is_no_chat(folder: Path) -> None:
         ("tokenizer_config.json", '{"added_tokens_decoder": []}'),
         ("tokenizer_config.json", '{"chat_template": "{% if %}"}'),
         ("tokenizer_config.json", '{"chat_template": 7}'),
-        ("tokenizer_config.json", '{"model_max_length": "many"}'),
         ("generation_config.json", "\xff"),
         ("config.json", "[" * 100_000),
         ("chat_template.jinja", "{% for %}"),
