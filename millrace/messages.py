@@ -350,6 +350,7 @@ class Release(Message, frozen=True):
     Holding."""
 
     refs: list[Ref]
+    again: bool = False  # they are not over, but offered again, to this engine too
 
 
 # 9. engine -> gateway: what it will not finish; and everybody -> everybody: here

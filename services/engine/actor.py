@@ -228,7 +228,7 @@ class EngineActor(Actor):
             vocabulary=vocabulary,
         )
         self._roster = Roster(id, given.slots, self._steps, time.monotonic(), wall, model.kind)
-        self._turns = Turns(model_key(name), given.slots, self._roster)
+        self._turns = Turns(model_key(name), given.slots, self._roster, self._room)
         self._pull = Pull(bus, model_key(name), self._room, self._job, self._turns)
 
     async def start(self) -> None:
@@ -281,7 +281,8 @@ class EngineActor(Actor):
             self._do(self._roster.tick(now))  # or it would take the slow pace for a time that it was stopped
             self._ticking.hurry()
             self._watching.hurry()
-        self._do(self._roster.job(job, delivery.lease, delivery.delivery, now, traceparent))
+        if self._takes(job.request):
+            self._do(self._roster.job(job, delivery.lease, delivery.delivery, now, traceparent))
         prompt = len(job.prompt) // 4
         self._turns.took(delivery.lane, job.request, prompt, job.max_tokens, now, more=delivery.more)
 
@@ -333,7 +334,14 @@ class EngineActor(Actor):
         self._do(self._roster.noted(noted, self._cache_used))
 
     def _room(self) -> int:
-        return self._pressure.room(self._roster.room, self._roster.load)
+        again = sum(request not in self._roster.holds for request in self._roster.taken)
+        return self._pressure.room(self._roster.room, self._roster.load, again)
+
+    def _takes(self, request: str) -> bool:
+        """Not another in place of what ran here: that one is delivered again, to somebody, after ACK_WAIT."""
+        roster = self._roster
+        known = request in roster.taken or request in roster.holds
+        return known or not roster.taken or self._pressure.room(roster.room, roster.load) > 0
 
     async def _watch(self) -> None:
         while True:

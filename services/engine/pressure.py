@@ -4,6 +4,8 @@
     tight    takes no more than half of that
     short    takes none: they wait in the queue, whose limit refuses what is too much
 
+What ran here and was taken away is taken back all the same: it is no new load (`taken.py`).
+
 Worse takes effect at once, better after a while: between the two marks of a level nothing changes.
 """
 
@@ -54,10 +56,10 @@ class Pressure:
         """As `Here` tells it: nothing while all is well."""
         return self.level.name.lower() if self.level else ""
 
-    def room(self, room: int, load: int) -> int:
-        """Of the requests that could be taken, those that should be."""
+    def room(self, room: int, load: int, again: int = 0) -> int:
+        """Of the requests that could be taken, those that should be; `again`: those that ran here."""
         most = (self._slots, max(1, self._slots // 2), 0)[self.level]
-        return max(0, min(room, most - load))
+        return max(0, min(room, max(most - load, again)))
 
     def sample(self, sample: Sample) -> bool:
         """Whether the level changed."""

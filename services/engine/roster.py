@@ -18,6 +18,7 @@ from millrace.telemetry import is_sampled
 from services.engine.loop import Noted
 from services.engine.scheduler import Output
 from services.engine.sequence import Sequence
+from services.engine.taken import Taken
 
 RECLAIM_S = 0.2
 """How often a suspect's claim is repeated while it waits to run alone; well inside the lease."""
@@ -110,6 +111,7 @@ class Roster:
         self._wall = wall
         self.holds: dict[str, Hold] = {}
         self.counts: Counter[str] = Counter()
+        self.taken = Taken()
         self.leaving = False
         self._slots = slots
         self._board = board
@@ -185,6 +187,8 @@ class Roster:
         if isinstance(reply, m.Granted):
             if hold is None or self.leaving:
                 # dropped while the claim was under way: hand it straight on
+                if claim.request in self.taken:
+                    self.taken.away(claim.request, reply.epoch)
                 return [self._yield(reply)]
             return self._granted(hold, claim, reply, now)
         if hold is None or hold.epoch:
@@ -214,6 +218,7 @@ class Roster:
                 return [self._yield(reply)]
             for request, _ in others:
                 self._drop(request)
+        self.taken.back(claim.request)
         hold.phase, hold.at, hold.lease = Phase.RUNNING, now, claim.lease
         hold.epoch, hold.detokenizer, hold.alone = reply.epoch, reply.detokenizer, reply.alone
         hold.ids, hold.odds, hold.finish, hold.vector = list(reply.committed), {}, "", b""
@@ -364,9 +369,13 @@ class Roster:
     def release(self, release: m.Release, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for ref in release.refs:
+            if not release.again:
+                self.taken.over(ref)
             hold = self.holds.get(ref.request)
             if hold is not None and hold.epoch and hold.epoch <= ref.epoch:
                 effects += self._let_go(hold, now)
+                if release.again:
+                    self.taken.away(ref.request, hold.epoch)
         return effects
 
     def _let_go(self, hold: Hold, now: float) -> list[Effect]:
@@ -388,6 +397,8 @@ class Roster:
                 # The leases have gone elsewhere. That the owner fences us is the safety; this saves work.
                 self.counts["fenced"] += 1
                 self._drop(request)
+                if hold.epoch:
+                    self.taken.away(request, hold.epoch)
             elif hold.phase is Phase.WAITING and now - hold.at >= RECLAIM_S:
                 hold.at = now
                 effects.append(self._claim(request, hold.lease))
@@ -398,7 +409,7 @@ class Roster:
                 self._drop(request)
         if now - self._told_at >= HOLDING_S:
             self._told_at = now
-            for owner, refs in self._by_owner().items():
+            for owner, refs in self._by_owner([*self._held(), *self.taken.refs()]).items():
                 if granted := [ref for ref in refs if ref.epoch]:
                     effects.append(Tell(owner, m.Holding(self.id, granted)))
         return effects
@@ -416,17 +427,22 @@ class Roster:
         for request in [request for request in self.holds if m.owner_of(request) == owner]:
             self.counts["abandoned"] += 1
             self._drop(request)
+        self.taken.gone(owner)
 
-    def _by_owner(self) -> dict[str, list[m.Ref]]:
+    def _held(self) -> list[m.Ref]:
+        return [m.Ref(request, hold.epoch) for request, hold in self.holds.items()]
+
+    @staticmethod
+    def _by_owner(refs: list[m.Ref]) -> dict[str, list[m.Ref]]:
         owners: dict[str, list[m.Ref]] = {}
-        for request, hold in self.holds.items():
-            owners.setdefault(m.owner_of(request), []).append(m.Ref(request, hold.epoch))
+        for ref in refs:
+            owners.setdefault(m.owner_of(ref.request), []).append(ref)
         return owners
 
     def leave(self, now: float) -> list[Effect]:
         """Going away: every owner may have its requests continued elsewhere, now."""
         self.leaving = True
-        owners = self._by_owner()
+        owners = self._by_owner(self._held())
         told: list[Effect] = []
         for hold in list(self.holds.values()):
             if hold.phase is not Phase.FINISHED:

@@ -7,6 +7,7 @@ and put right then. A lane that is idle, without a job here or in the queue, owe
 comes into another's flood has the next turn.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -51,10 +52,12 @@ class Queue:
 
 
 class Turns:
-    def __init__(self, model: str, slots: int, roster: Roster):
+    def __init__(self, model: str, slots: int, roster: Roster, room: Callable[[], int]):
+        """`room`: jobs that the engine would take now."""
         self._model = model  # its key
         self._slots = slots
         self._roster = roster
+        self._room = room
         self._lanes: dict[str, Queue] = {}  # by consumer; who was served longest ago comes first
         self._homes: dict[str, Queue] = {}  # request -> its lane
         self._bells = 0
@@ -130,7 +133,7 @@ class Turns:
     def plan(self, now: float) -> dict[str, int]:
         """Consumers to ask now, and for how many jobs each. They are charged with what is asked for."""
         self._settle()
-        room = self._roster.room - sum(lane.asked for lane in self._lanes.values())
+        room = self._room() - sum(lane.asked for lane in self._lanes.values())
         plan: dict[str, int] = {}
         while room > 0 and (name := self._next(plan, now)):
             lane = self._lanes.pop(name)

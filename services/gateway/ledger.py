@@ -105,10 +105,10 @@ class Ledger:
         return self._release(entry.ref, entry.engine, entry.detokenizer)
 
     @staticmethod
-    def _release(ref: m.Ref, engine: str, detokenizer: str) -> list[Effect]:
+    def _release(ref: m.Ref, engine: str, detokenizer: str, *, again: bool = False) -> list[Effect]:
         effects: list[Effect] = []
         if engine:
-            effects.append(Send(ENGINE, engine, m.Release([ref])))
+            effects.append(Send(ENGINE, engine, m.Release([ref], again)))
         if detokenizer:
             effects.append(Send(DETOKENIZER, detokenizer, m.Release([ref])))
         return effects
@@ -188,7 +188,7 @@ class Ledger:
         """Take it from its engine, fence that engine, and have the job delivered again."""
         self.counts[f"revoked_{reason}"] += 1
         effects: list[Effect] = [Lost(entry.request, entry.engine, reason)]
-        effects += self._release(entry.ref, entry.engine, "")
+        effects += self._release(entry.ref, entry.engine, "", again=nak)
         if blame:
             dead, went_on = reason == "died", entry.went_on
             entry.blame.lost(entry.engine, dead=dead, alone=entry.alone, went_on=went_on)

@@ -1,7 +1,9 @@
 """A service whose machine runs short of memory: what runs ends well, and what comes waits for more of it."""
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
@@ -37,8 +39,23 @@ async def engine(service: Service, until: Callable[[Row], bool]) -> Row:
     pytest.fail(f"the engine is still {row}")
 
 
+async def taken_from(service: Service, engine: int) -> None:
+    """Pause this process until its owner has taken from it what it ran."""
+    log = next((service.folder / "log").glob("gateway*"))
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        for _ in range(1200):
+            if "was taken from" in log.read_text():
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("its owner took nothing from it")
+    finally:
+        os.kill(engine, signal.SIGCONT)
+
+
 async def test_it_takes_nothing_while_memory_is_short(tmp_path: Path) -> None:
-    """`millrace ps` says so; the running stream ends, the new one waits and is answered in the end."""
+    """`millrace ps` says so; the running stream ends, though its only engine was paused and had to take it
+    back, and the new one waits and is answered in the end."""
     machine = Machine(tmp_path / "machine")
     env = {"MILLRACE_SYSROOT": str(machine.root), "MILLRACE_SIM_STEP_MS": "10", "MILLRACE_SIM_EOS": "0"}
     service = await Service.start(env=env, engines=1)
@@ -49,7 +66,7 @@ async def test_it_takes_nothing_while_memory_is_short(tmp_path: Path) -> None:
             "stream": True,
             "return_token_ids": True,
         }
-        running = asyncio.create_task(ask(service.url, {**body, "max_tokens": 300}))
+        running = asyncio.create_task(ask(service.url, {**body, "max_tokens": 600}))
         await engine(service, lambda row: row.load == 1)
         machine.available(3)
         row = await engine(service, lambda row: row.pressure == "short")
@@ -58,8 +75,9 @@ async def test_it_takes_nothing_while_memory_is_short(tmp_path: Path) -> None:
         assert re.search(r"^millrace_pressure{.*} 2(\.0)?$", metrics, re.MULTILINE)
         await asyncio.sleep(PULL_EXPIRES_S + 0.1)  # what it had asked for before may come until then
         waiting = asyncio.create_task(ask(service.url, {**body, "max_tokens": 5}))
+        await taken_from(service, row.pid)
         first = await running
-        assert (300, None) == (len(first.token_ids), first.failure or None)
+        assert (600, None) == (len(first.token_ids), first.failure or None)
         row = await engine(service, lambda row: row.load == 0)
         await asyncio.sleep(0.5)
         assert not waiting.done()

@@ -110,7 +110,7 @@ class CarelessLedger(Ledger):
 
 class ClingingLedger(Ledger):
     @staticmethod
-    def _release(ref: m.Ref, engine: str, detokenizer: str) -> list[Effect]:
+    def _release(ref: m.Ref, engine: str, detokenizer: str, *, again: bool = False) -> list[Effect]:
         return []
 
 

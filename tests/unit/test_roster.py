@@ -2,7 +2,7 @@
 
 from millrace import messages as m
 from millrace.subjects import DETOKENIZER, GATEWAY, ORPHANS, Send
-from services.engine.roster import Ask, Effect, Roster, Tell
+from services.engine.roster import ABSENT, Ask, Effect, Roster, Tell
 from services.engine.scheduler import Output
 from services.engine.sequence import Sequence
 
@@ -119,6 +119,41 @@ def test_each_owner_is_told_what_is_held_for_it() -> None:
     assert tells[1:] == engine.tick(3.0)
     engine.told("other", m.Release(refs["other"]), 3.1)
     assert [] == engine.tick(4.0)
+
+
+def test_what_was_taken_away_is_known_until_it_is_back_or_over() -> None:
+    """Taken by its owner or fenced by a pause, asked for in vain or granted in vain: an engine that takes
+    nothing new has to know it. Its owner is asked about it, and says when it is over."""
+    engine, _ = roster()
+    claims = {request: m.Claim(request, "e1", "L", 0) for request in ("gw-1", "gw-2", "gw-3")}
+
+    def runs(request: str, epoch: int, now: float) -> None:
+        engine.job(job(request), "L", 2, now)
+        engine.replied(claims[request], granted(request, epoch), now)
+
+    for request in ("gw-1", "gw-2", "gw-3"):
+        runs(request, 1, 0.0)
+    engine.release(m.Release([m.Ref("gw-3", 1)]), 0.1)
+    engine.release(m.Release([m.Ref("gw-1", 1)], again=True), 0.1)
+    assert ["gw-1"] == list(engine.taken)
+    told = engine.tick(5.0)  # gw-2 was fenced
+    assert ["gw-1", "gw-2"] == list(engine.taken)
+    assert [Tell("gw", m.Holding("e1", [m.Ref("gw-1", 1), m.Ref("gw-2", 1)]))] == told
+
+    engine.told("gw", m.Release([m.Ref("gw-2", 1)]), 5.1)
+    runs("gw-1", 2, 5.1)
+    assert [] == list(engine.taken)
+    engine.release(m.Release([m.Ref("gw-1", 2)], again=True), 5.2)
+    engine.job(job("gw-1"), "L", 3, 5.2)
+    engine.tick(9.0)  # while it was asked for
+    assert ["gw-1"] == list(engine.taken)
+    (handed_back,) = engine.replied(claims["gw-1"], granted("gw-1", 3), 9.0)
+    engine.told("gw", m.Release([m.Ref("gw-1", 2)]), 9.1)  # said before that
+    assert isinstance(handed_back, Send) and ["gw-1"] == list(engine.taken)
+
+    for _ in range(ABSENT):
+        engine.untold("gw", gone=True)
+    assert [] == list(engine.taken)
 
 
 def test_what_an_owner_held_that_is_gone_is_let_go() -> None:

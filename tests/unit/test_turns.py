@@ -22,7 +22,8 @@ class Engine:
 
     def __init__(self, *lanes: Waiting, slots: int = SLOTS):
         self.roster = Roster("e", slots, Scheduler(slots, 64), 0.0)
-        self.turns = Turns("sim", slots, self.roster)
+        self.room = slots
+        self.turns = Turns("sim", slots, self.roster, lambda: min(self.room, self.roster.room))
         self.lanes = {f"sim-{lane.priority}-{lane.tenant}": lane for lane in lanes}
         self.queued: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
@@ -202,3 +203,14 @@ def test_jobs_without_a_key_have_no_turns() -> None:
     engine.turns.took("sim", "gw-1", 10, 10, 0.0, more=True)
 
     assert {} == engine.turns.plan(0.0)
+
+
+def test_no_tenant_is_asked_while_the_engine_takes_nothing() -> None:
+    """Room is what the engine says, and not its free slots: it may be short of memory."""
+    engine = Engine(waiting("a"))
+    engine.room = 0
+    engine.put("a", 2)
+    assert {} == engine.turns.plan(0.0)
+
+    engine.room = 1
+    assert {"sim-normal-a": 1} == engine.turns.plan(0.0)
