@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,24 @@ def model(capsys: pytest.CaptureFixture[str]) -> Command:
     return run
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, `small`, and with a store, `models`, that it was converted into."""
+    place = tmp_path_factory.mktemp("converted")
+    hub = write_checkpoint(place / "small", FAMILIES["llama2"])
+    assert cli.main(["model", "convert", str(hub), "--name=org/small", f"--models={place / 'models'}"]) == 0
+    return place
+
+
 @pytest.fixture
-def kept(root: Path, tmp_path: Path, model: Command) -> Path:
-    hub = write_checkpoint(tmp_path / "small", FAMILIES["llama2"])
-    assert model("convert", str(hub), "--name", "org/small")[0] == 0
+def kept(root: Path, tmp_path: Path, converted: Path) -> Path:
+    """The same, to be spoiled."""
+    shutil.copytree(converted / "small", tmp_path / "small")
+    shutil.copytree(converted / "models", root)
     return root / "org" / "small"
 
 
-def test_a_conversion_lands_in_the_store(kept: Path, root: Path, model: Command) -> None:
+def test_a_conversion_lands_in_the_store(converted: Path, kept: Path, root: Path, model: Command) -> None:
     """Under its name, by which it is listed, shown and found; beside it the shipped models."""
     status, out, _ = model("ls", "--json")
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in json.loads(out)}
@@ -50,7 +61,7 @@ def test_a_conversion_lands_in_the_store(kept: Path, root: Path, model: Command)
     assert ("stored", "int8, cache int8", 1024) == tuple(
         rows["org/small"][key] for key in ("kind", "form", "context")
     )
-    assert str(kept.parents[1].parents[2] / "small") == rows["org/small"]["source"]
+    assert str(converted / "small") == rows["org/small"]["source"]
     assert "org/small" == models.find("org/small").name == models.find(str(kept)).name
     assert "weights.bin" in json.loads(model("show", "org/small", "--json")[1])["files"]
     assert "weights.bin" in model("show", "org/small")[1]
