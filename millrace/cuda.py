@@ -48,7 +48,6 @@ class Device:
 @dataclass(frozen=True)
 class Found:
     packages: dict[str, str]  # the versions of those that are installed
-    provider: bool  # whether the modules that are imported know CUDA
     driver: str  # its version; empty: none
     devices: list[Device]  # as cuda:0, cuda:1 ... name them
     problems: list[Problem]  # what keeps `--device cuda` from working
@@ -71,7 +70,7 @@ def found(root: str = "/", env: Mapping[str, str] = os.environ) -> Found:
     provider = _has_provider()
     devices, driver = _asked(env) or _listed(Path(root))
     seen = _visible(devices, env.get("CUDA_VISIBLE_DEVICES"))
-    return Found(packages, provider, driver, seen, problems(packages, provider, driver, devices, seen))
+    return Found(packages, driver, seen, problems(packages, provider, driver, devices, seen))
 
 
 def problems(

@@ -38,10 +38,8 @@ class Grammars:
     """Of one model. May be used by several threads; takes a second to make for a large vocabulary, and makes
     itself when first asked."""
 
-    def __init__(self, folder: Path, vocab: int = 0):
-        """`vocab`: how many logits the model has, if that is known."""
+    def __init__(self, folder: Path):
         self._folder = folder
-        self._vocab = vocab
         self._lock = threading.Lock()
         self._tokens: LLTokenizer | None = None
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
@@ -57,7 +55,7 @@ class Grammars:
     def _made(self) -> LLTokenizer:
         tokenizer = read_json(self._folder, "tokenizer.json")
         ids = words(tokenizer)
-        size = max(self._vocab, max(ids.values()) + 1)
+        size = max(ids.values()) + 1
         ends = sorted(eos_ids(self._folder, ids.get))
         # Settings of somebody's training run: the forced tokens of a grammar are not to be cut or padded.
         plain = json.dumps(tokenizer | {"truncation": None, "padding": None}, ensure_ascii=False)

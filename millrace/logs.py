@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 
@@ -26,9 +26,9 @@ def level(given: Process) -> int:
     return found
 
 
-def set_up(level: int, role: str, id: str, form: str, out: TextIO = sys.stderr) -> None:
-    as_json = form == "json" or (form == "auto" and not out.isatty())
-    handler = logging.StreamHandler(out)
+def set_up(level: int, role: str, id: str, form: str) -> None:
+    as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(role, id) if as_json else PlainLines(id))
     logging.basicConfig(level=level, handlers=[handler])
 

@@ -498,3 +498,8 @@ MISREAD = (msgspec.MsgspecError, UnicodeDecodeError)
 def owner_of(request: str) -> str:
     """The gateway that owns this request."""
     return request.partition("-")[0]
+
+
+def digits_of(request: str) -> str:
+    """What is its own, which the ids of its answers are made of."""
+    return request.rpartition("-")[2]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millrace import spans
+from millrace.messages import digits_of
 from millrace.spans import Kind
 
 COLOURS = {
@@ -73,7 +74,7 @@ class Trace:
         bare = PREFIXES.sub("", name, count=1)
         for row in self.rows:
             request = str(row.attributes.get(spans.REQUEST, ""))
-            own = {row.attributes.get(spans.REQUEST_ID), request, request.rpartition("-")[2], row.trace}
+            own = {row.attributes.get(spans.REQUEST_ID), request, digits_of(request), row.trace}
             if name in own or bare in own:
                 return True
         return False

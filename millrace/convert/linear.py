@@ -118,9 +118,9 @@ def channels(weights: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     return codes, scale
 
 
-def parts(weights: npt.NDArray[Any], size: int = 1 << 22) -> Iterator[slice]:
+def parts(weights: npt.NDArray[Any]) -> Iterator[slice]:
     """The rows, some millions of values at a time."""
-    step = max(1, size // weights.shape[1])
+    step = max(1, (1 << 22) // weights.shape[1])
     return (slice(at, at + step) for at in range(0, len(weights), step))
 
 

@@ -184,12 +184,12 @@ class OrtModel:
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
-        """Of the rows whose next token the last step decided, in the order of its samples."""
-        return self._taken("logits", len(self._wanted))
+        """Of all that the last step was asked for: its samples first, in their order."""
+        return self._taken("logits", self._asked)
 
     @property
     def states(self) -> npt.NDArray[np.float32]:
-        """The same of a model that makes vectors: of all that its graph was asked for."""
+        """The same of a model that makes vectors."""
         return self._taken("states", self._asked)
 
     def _taken(self, name: str, count: int) -> Array:

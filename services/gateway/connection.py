@@ -53,7 +53,7 @@ class Connection(HttpToolsProtocol):
     ):
         super().__init__(config, state, {}, loop)
         self._settings = settings
-        self._opened_at = self._arriving_since = time.monotonic()  # None once a request is whole
+        self._opened_at = self._arriving_since = time.monotonic()  # 0: all that came is whole
         self._in_head = True
         self._head_size = 0  # bytes read while in a head
         self._header_size = 0  # bytes of the headers that are whole

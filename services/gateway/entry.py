@@ -179,6 +179,11 @@ class Entry:
         return 0 if self.vector else len(self.committed)
 
     @property
+    def end(self) -> str:
+        """How it ended: as its text did, or by its failure's code."""
+        return self.finish or (self.failure.code if self.failure else "")
+
+    @property
     def queued(self) -> bool:
         return self.seq > 0 and not self.engine
 

@@ -83,11 +83,6 @@ class Journey:
             return "embeddings"
         return "chat" if isinstance(self.entry.prompt.input, m.Chat) else "text_completion"
 
-    @property
-    def finish(self) -> str:
-        failure = self.entry.failure
-        return self.entry.finish or (failure.code if failure else "")
-
     def queued_s(self) -> float | None:
         """From the queue to the first engine."""
         publish, claim = self.hop("publish"), self._first("claim")
@@ -264,7 +259,7 @@ class Journeys:
             chat,
             kind=Kind.CLIENT,
             attributes={"millrace.tries": journey.tries},
-            error=None if journey.admitted_at else journey.finish,
+            error=None if journey.admitted_at else journey.entry.end,
         )
         yield admit
         if tokenize := journey.hop("tokenize"):
@@ -299,13 +294,13 @@ class Journeys:
             spans.PROVIDER: "millrace",
             spans.REQUEST_MODEL: entry.model,
             spans.RESPONSE_MODEL: entry.model,
-            spans.RESPONSE_ID: entry.request.rpartition("-")[2],
+            spans.RESPONSE_ID: m.digits_of(entry.request),
             spans.TEMPERATURE: sampling.temperature,
             spans.TOP_P: sampling.top_p,
             spans.SEED: sampling.seed,
             spans.INPUT_TOKENS: entry.prompt_tokens,
             spans.OUTPUT_TOKENS: entry.said,
-            spans.FINISH_REASONS: [journey.finish],
+            spans.FINISH_REASONS: [journey.entry.end],
             spans.REQUEST: entry.request,
             "millrace.attempts": len(journey.attempts),
         }

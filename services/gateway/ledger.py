@@ -60,8 +60,7 @@ class Ledger:
 
     def find(self, id: str, tenant: str) -> list[Entry]:
         """The tenant's live requests by an id that the client knows: all that one HTTP request asked for."""
-        random = id.replace("_", "-").rpartition("-")[2]
-        named = self.entries.get(f"{self.gateway}-{random}")
+        named = self.entries.get(f"{self.gateway}-{m.digits_of(id.replace('_', '-'))}")
         return [
             entry
             for entry in self.entries.values()

@@ -30,9 +30,6 @@ CLOSE_S = 0.5
 log = logging.getLogger("millrace.request")
 
 
-MOST_MODELS = exposed.MOST_MODELS
-
-
 class Sight:
     def __init__(self, id: str, given: Gateway, env: Mapping[str, str]):
         otel = Otel.of(env)
@@ -114,7 +111,7 @@ class Sight:
     def _tally(self, model: str) -> Tally | None:
         if self._tallies is None:
             return None
-        if model not in self._tallies and len(self._tallies) < MOST_MODELS:
+        if model not in self._tallies and len(self._tallies) < exposed.MOST_MODELS:
             self._tallies[model] = Tally()
         return self._tallies.get(model)
 
@@ -133,13 +130,12 @@ class Sight:
         return [tally.told(model, waiting[model]) for model, tally in (self._tallies or {}).items()]
 
     def ended(self, entry: Entry, now: float) -> None:
-        finish = entry.finish or (entry.failure.code if entry.failure else "")
         first_ms = round((entry.first_at - entry.opened_at) * 1e3, 1) if entry.first_at else None
         tokens = entry.said
         if entry.tally is not None:
             seconds = now - entry.opened_at
-            entry.tally.ended(finish, entry.prompt_tokens, entry.cached_tokens, tokens, seconds)
-        self.view.ended(entry.request, finish, entry.prompt_tokens, tokens, first_ms, wall(now))
+            entry.tally.ended(entry.end, entry.prompt_tokens, entry.cached_tokens, tokens, seconds)
+        self.view.ended(entry.request, entry.end, entry.prompt_tokens, tokens, first_ms, wall(now))
         if stay := self._journeys.ended(entry.request, now):
             _say(stay)
 
@@ -183,10 +179,7 @@ def _say(stay: Stay) -> None:
         return
     entries = [journey.entry for journey in journeys]
     firsts = [entry.first_at for entry in entries if entry.first_at]
-    failures = [entry.failure.code for entry in entries if entry.failure]
-    if visit.failure:
-        failures.insert(0, visit.failure.code)
-    ends = [journey.finish for journey in journeys] or failures
+    failed = visit.failure.code if visit.failure else ""
     ended = max([visit.left_at, *(journey.ended_at for journey in journeys)])
     log.log(
         level,
@@ -200,7 +193,7 @@ def _say(stay: Stay) -> None:
             route=visit.route,
             model=entries[0].model if entries else "",
             status=visit.status or MEANINGS[Code.CANCELLED].status,
-            finish=ends[0] if ends else "",
+            finish=entries[0].end if entries else failed,
             prompt_tokens=sum(entry.prompt_tokens for entry in entries),
             tokens=sum(entry.said for entry in entries),
             ttft_ms=round((min(firsts) - visit.began) * 1e3, 1) if firsts else None,

@@ -172,10 +172,8 @@ class Body(Struct, kw_only=True, forbid_unknown_fields=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
     logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIAS)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-
-    # Understood, and held against NOT_YET.
     structured_outputs: StructuredOutputs | None = None
-    # The same by vLLM's older names.
+    # The same, by vLLM's older names.
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: Choices | None = None

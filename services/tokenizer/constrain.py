@@ -14,9 +14,9 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from millrace.grammar import GrammarError
 from millrace.messages import Form
+from services.tokenizer.voice import THINKING
 from services.tokenizer.wish import Wish
 
-THINKING = "<think>", "</think>"
 TAGS = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]"}
 ANYTHING = "(?s:.*)"
 

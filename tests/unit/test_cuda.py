@@ -18,7 +18,7 @@ TWO = [cuda.Device("A", 80 << 30, 79 << 30), cuda.Device("B")]
 
 
 def has(devices: list[cuda.Device], driver: str = "580.65.06") -> cuda.Found:
-    return cuda.Found(HAS, True, driver, devices, cuda.problems(HAS, True, driver, devices, devices))
+    return cuda.Found(HAS, driver, devices, cuda.problems(HAS, True, driver, devices, devices))
 
 
 def test_a_device_is_named_by_its_number() -> None:

@@ -19,7 +19,7 @@ FITTING = fit(Needs(1 << 30, 1 << 30, 1000, 1000, 4096), Memory(16 << 30, 8 << 3
 
 
 def on_gpus(*problems: cuda.Problem, device: str = "cuda", failed: str = "") -> Finding:
-    has = cuda.Found({cuda.PACKAGE: "1.31.1"}, True, "580.65", [cuda.Device("A")], list(problems))
+    has = cuda.Found({cuda.PACKAGE: "1.31.1"}, "580.65", [cuda.Device("A")], list(problems))
     found = doctor.gpus(device, has, lambda at: failed)
     assert found
     return found
@@ -88,7 +88,7 @@ def test_the_best_kernels_are_named() -> None:
 
 def test_gpus_are_no_matter_to_who_asks_for_none() -> None:
     """With the package for processors, whatever else is missing, nothing is tried."""
-    has = cuda.Found({"onnxruntime": "1.31.1"}, False, "", [], [cuda.Problem("no driver", "load one")])
+    has = cuda.Found({"onnxruntime": "1.31.1"}, "", [], [cuda.Problem("no driver", "load one")])
 
     assert doctor.gpus("cpu", has, lambda at: pytest.fail("a session was tried")) is None
     asked = doctor.gpus("cuda", has, lambda at: pytest.fail("a session was tried"))

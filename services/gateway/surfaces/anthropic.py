@@ -10,7 +10,7 @@ from litestar.types import Scope
 from msgspec import Meta, Struct
 
 from millrace.errors import Failure
-from millrace.messages import Chat, Encode
+from millrace.messages import Chat, Encode, digits_of
 from services.gateway import fault
 from services.gateway.body import decode, refused
 from services.gateway.counter import Counter, Order, at
@@ -299,7 +299,7 @@ class Head:
     """A message before anything of it is said."""
 
     def __init__(self, job: Answer, model: Model):
-        self.id = "msg_" + job.request.rpartition("-")[2]
+        self.id = "msg_" + digits_of(job.request)
         self.model = model.name
 
     def message(self, content: list[dict[str, Any]], ending: dict[str, Any], usage: dict[str, int]) -> Any:

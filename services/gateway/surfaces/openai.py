@@ -12,6 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import Receive, Scope, Send
 
 from millrace import __version__
+from millrace.messages import digits_of
 from services.gateway import admit, wire
 from services.gateway.counter import Counter, Order, at, told
 from services.gateway.desk import Answer, Ask, Model
@@ -116,7 +117,7 @@ def _card(model: Model) -> dict[str, Any]:
 
 
 def _head(shape: Shape, job: Answer, model: Model, *, streamed: bool) -> Head:
-    random = job.request.rpartition("-")[2]  # without the gateway's name
+    random = digits_of(job.request)
     if shape == "chat":
         name, kind = f"chatcmpl-{random}", "chat.completion.chunk" if streamed else "chat.completion"
     else:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from millrace.errors import Code, Failure
+from millrace.messages import digits_of
 from services.gateway.desk import Answer, Piece
 from services.gateway.speech import Arguments, Call, Content, End, Part, Reason, Reasoning, Speech
 from services.gateway.stream import HEADERS, WAITING, named_event
@@ -19,7 +20,7 @@ class Unfolding:
 
     def __init__(self, job: Answer, speech: Speech, asked: dict[str, Any], turns: list[dict[str, Any]]):
         """`asked`: what the response object repeats of the request; `turns`: the conversation so far."""
-        random = job.request.rpartition("-")[2]
+        random = digits_of(job.request)
         self.id = f"resp_{random}"
         self.cached_tokens = 0
         self.news = asyncio.Event()  # set, and made anew, whenever there are more events or none any more
