@@ -205,9 +205,8 @@ def _bind(folder: Path) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def serve(folder: Path, commanded: Commanded) -> AsyncIterator[None]:
-    """Take orders until the end of the block."""
-    sock = _bind(folder)
+async def serve(folder: Path, commanded: Commanded) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Take orders until the end of the block. What it gives makes the socket anew, if that was removed."""
     talks: set[asyncio.Task[None]] = set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -220,9 +219,15 @@ async def serve(folder: Path, commanded: Commanded) -> AsyncIterator[None]:
             talks.discard(task)
             writer.close()
 
-    server = await asyncio.start_unix_server(talk, sock=sock)
+    server = await asyncio.start_unix_server(talk, sock=_bind(folder))
+
+    async def again() -> None:
+        nonlocal server
+        server.close()
+        server = await asyncio.start_unix_server(talk, sock=_bind(folder))
+
     try:
-        yield
+        yield again
     finally:
         server.close()
         (folder / SOCKET).unlink(missing_ok=True)

@@ -32,14 +32,11 @@ class Launch:
 
     def start(self, seat: Seat, seats: Iterable[Seat]) -> Child:
         """A process for this seat; `seats` are all. Raises OSError."""
-        for folder in (self._folder, self.log(seat).parent):  # somebody may have removed them
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.restore()
         if seat.role == NATS:
             # Two messages a step are little work, and on few cores Go's own threads cost more than they give.
             env = self._env if (os.cpu_count() or 1) > 4 else {"GOMAXPROCS": "1", **self._env}
             assert self.broker
-            if not self.broker.config.exists():
-                self.broker.write()
             child = Child(self.broker.command(), env, self.log(seat))
             seat.begin(NATS, child)
             return child
@@ -64,6 +61,14 @@ class Launch:
         child = Child([sys.executable, "-P", "-m", "millrace.cli", role], env, self.log(seat), fds)
         seat.begin(id, child)
         return child
+
+    def restore(self) -> None:
+        """Make again what somebody has removed of the folder, with the passwords of those who run. Raises
+        OSError."""
+        for folder in (self._folder, self._folder / "log"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.broker and not self.broker.config.exists():
+            self.broker.write()
 
     def engines(self, seat: Seat, seats: Iterable[Seat]) -> dict[str, str]:
         """How many share what this engine's memory is of; and which device is its, where none is named."""

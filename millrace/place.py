@@ -1,5 +1,6 @@
 """What a service has alone on its machine, its state directory and its port: taken, or refused and why."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -32,6 +33,16 @@ def claim(folder: Path) -> int:
     os.ftruncate(fd, 0)
     os.write(fd, f"{os.getpid()}\n".encode())
     return fd
+
+
+def reclaim(folder: Path, fd: int) -> None:
+    """Take it once more, with the same descriptor, where somebody has removed it."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(fd), (folder / "lock").stat()):
+            return
+    fresh = claim(folder)
+    os.dup2(fresh, fd, inheritable=False)
+    os.close(fresh)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from millrace import control, messages, panel, settings
+from millrace import control, home, messages, panel, settings
 from millrace.child import Child, ending
 from millrace.control import ControlError, Row, Say
 from millrace.launch import Launch
@@ -66,6 +66,7 @@ class Supervisor:
         given: settings.Up,
         drain_s: float,
         folder: Path,
+        lock: int,
         http: socket.socket,
         view: panel.View,
         tls: ssl.SSLContext | None,
@@ -75,6 +76,7 @@ class Supervisor:
         self._given = given
         self._drain_s = drain_s
         self._folder = folder
+        self._lock = lock  # of the folder
         self._http = http
         self._view = view
         self._tls = tls
@@ -85,7 +87,6 @@ class Supervisor:
         self._children: set[Child] = set()
         self._one_order = asyncio.Lock()
         self._stuck = False  # nats-server cannot store
-        self._found = False  # its socket is where orders are given
         self._stopping = asyncio.Event()
         self._defect: BaseException | None = None
         self._welcome = welcome
@@ -106,8 +107,11 @@ class Supervisor:
         first: set[asyncio.Future[Any]] = {starting, stopped}
         failure: BaseException | None = None
         try:
-            async with control.serve(self._folder, self):
-                self._found = True
+            async with control.serve(self._folder, self) as again:
+                keeping = self._spawn(
+                    home.keep(self._folder, self._lock, self._launch.restore, again, self._event)
+                )
+                watching.append(keeping)
                 await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
                 if starting.done() and not (failure := starting.exception()):
                     answering = self._spawn(self._answers())
@@ -120,7 +124,7 @@ class Supervisor:
                     log.info("ready: %s", self.url)
                     await stopped
                 await self._drain()
-                self._found = False
+                keeping.cancel()
         finally:
             self._kill()
             left: list[asyncio.Future[Any]] = [starting, stopped, *watching]
@@ -333,9 +337,6 @@ class Supervisor:
                 if now - heard > SILENT_S:
                     del self._guests[id]
                     self._event(f"{here.role} {id} left")
-            if self._found and not control.there(self._folder):
-                self._found = False
-                self._event(f"{self._folder} was removed: ps, scale and restart do not find this service")
             for seat in self._seats:
                 self._pass_on(seat)
                 if self._broker and seat.role == NATS and self._stuck and self._broker.room >= ROOM:

@@ -39,7 +39,8 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         if early:  # the system chose a port, and the state directory is named after it
             given = msgspec.structs.replace(given, port=early.getsockname()[1])
         folder = control.state_dir(given)
-        held.callback(os.close, claim(folder))
+        lock = claim(folder)
+        held.callback(os.close, lock)
         http = early or held.enter_context(listen(given.host, given.port))
         try:
             (folder / "log").mkdir(mode=0o700, exist_ok=True)
@@ -58,7 +59,7 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         url = public_url(given.host, http.getsockname()[1])
         called, keyed = program(sys.argv[0]), bool(front.keys)
         welcome = Welcome(url, model.name, called, keyed=keyed, vectors=bool(model.vectors))
-        service = Supervisor(given, front.drain_s, folder, http, view, trusted, welcome, launch)
+        service = Supervisor(given, front.drain_s, folder, lock, http, view, trusted, welcome, launch)
         asyncio.run(service.run())
     return 0
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from millrace import place
 from millrace.seat import backoff
 from tests.kit.command import FAST, LIMIT_S, ROLES, Up, all_gone, call, launch, watched
 from tests.kit.service import environment
@@ -86,11 +86,15 @@ async def test_a_killed_process_is_followed_by_another(start: Start, role: str) 
 
 
 async def test_a_state_directory_that_is_removed_is_made_again(start: Start) -> None:
-    """It is said, and who dies then comes back: nats-server with the same passwords, for those who run on."""
+    """It is said, `ps` finds the service again, nobody else can take the directory, and who dies then comes
+    back: nats-server with the same passwords, for those who run on."""
     up = await start()
     pids = await up.pids()
-    shutil.rmtree(up.folder)
-    await up.says("was removed: ps, scale and restart")
+    up.folder.rename(up.folder.with_name("gone"))
+    await up.says("was removed, and is made again")
+    assert pids == await up.pids()
+    with pytest.raises(place.CannotStart, match=f"is in use by another .* \\(pid {up.process.pid}\\)"):
+        place.claim(up.folder)
     body = {"model": "sim", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
     for role in ("nats", "engine"):
         os.kill(pids[role][0], signal.SIGKILL)
