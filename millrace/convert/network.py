@@ -182,8 +182,7 @@ class Network:
         block = _block(a.vocab)
         if block:
             blocks = g.node("Reshape", logits, g.constant([0, -1, block], np.int64))
-            best = g.node("ReduceMax", blocks, g.constant([2], np.int64), keepdims=0)
-            chosen = g.nodes("TopK", best, count, outputs=2, axis=-1)[1]
+            chosen = g.nodes("TopK", self._greatest(blocks), count, outputs=2, axis=-1)[1]
             # In ascending order, so that equal logits stay in the order of their ids.
             chosen = g.node("TopK", chosen, count, outputs=2, axis=-1, largest=0)
             near = g.node(
@@ -199,6 +198,14 @@ class Network:
             g.nodes("TopK", logits, count, outputs=2, axis=-1, named=("best", "ids"))
         g.output("best", np.float32, ["wanted", k])
         g.output("ids", np.int64, ["wanted", k])
+
+    def _greatest(self, blocks: str) -> str:
+        """Of each block. A GPU's ReduceMax would be cuDNN's, which nothing else here needs."""
+        g, axis = self.g, self.g.constant([2], np.int64)
+        if not self._plan.half:
+            return g.node("ReduceMax", blocks, axis, keepdims=0)
+        first, _ = g.nodes("TopK", blocks, g.constant([1], np.int64), outputs=2, axis=-1)
+        return g.node("Squeeze", first, axis)
 
     # -- one layer
 
@@ -255,15 +262,28 @@ class Network:
                 a.norm_offset
             )
 
+        # In 16 bits where attention is: the norm itself sums in 32, and what it reads was of 16.
+        half = self._plan.half
+        qkv = linear.halved(g, qkv) if half else qkv
         by_head = g.node("Reshape", qkv, g.constant([-1, count + a.kv_heads, d], np.int64))
-        qk, v = g.nodes("Split", by_head, g.constant([count, a.kv_heads], np.int64), outputs=2, axis=1)
-        gain = g.weight(f"{at}.self_attn.qk_norm", gains)
+        qk, v = self._parted(by_head, count, a.kv_heads)
+        gain = g.weight(f"{at}.self_attn.qk_norm", lambda: gains().astype(np.float16) if half else gains())
         qk = g.node("SimplifiedLayerNormalization", qk, gain, epsilon=a.eps, axis=-1)
         shape = [-1, a.qkv_dim]
         if len(sides) == 1:
             (side,) = sides.values()
             shape = [side.slots, side.tokens, a.qkv_dim]
         return g.node("Reshape", g.node("Concat", qk, v, axis=1), g.constant(shape, np.int64))
+
+    def _parted(self, x: str, first: int, second: int) -> tuple[str, str]:
+        """Of axis 1. A GPU's Split into unequal parts has their addresses copied from this machine's memory,
+        where a recorded step may find another's; and of Slices, ONNX Runtime makes such a Split."""
+        g = self.g
+        if self._plan.half:
+            which = [g.constant(range(*ends), np.int64) for ends in ((first,), (first, first + second))]
+            return g.node("Gather", x, which[0], axis=1), g.node("Gather", x, which[1], axis=1)
+        one, other = g.nodes("Split", x, g.constant([first, second], np.int64), outputs=2, axis=1)
+        return one, other
 
     def _attention(self, i: int, qkv: str, sides: dict[str, Side]) -> str:
         g = self.g
@@ -286,7 +306,14 @@ class Network:
         shape: list[int | str] = [f"{name}.slots", a.kv_heads, "max_len", a.head_dim]
         past = [g.input(f"{name}.{kv}.{i}", kind, shape) for kv in "kv"]
         present = tuple(f"{name}.{kv}.{i}.out" for kv in "kv")
-        inputs = [linear.halved(g, qkv) if half else qkv, "", "", *past, side.before, side.longest]
+        inputs = [
+            linear.halved(g, qkv) if half and not a.head_norms else qkv,
+            "",
+            "",
+            *past,
+            side.before,
+            side.longest,
+        ]
         inputs += [*(self._rope(layer.rope) if layer.rope else ("", "")), "", "", ""]
         if scales:
             inputs += [g.weight(f"k_scale.{i}", lambda: scales.keys)]
