@@ -9,11 +9,11 @@ from msgspec.structs import replace
 
 from millrace.errors import Code, Failure
 from millrace.messages import Likely, Sampling, SpelledOdds, Text
+from services.gateway.chunks import Events, Head
 from services.gateway.desk import Ask, Piece
 from services.gateway.odds import ChatLogprobs, TextLogprobs, joined
 from services.gateway.siblings import Siblings, opened
 from services.gateway.speech import Speech
-from services.gateway.stream import Events, Head
 from services.gateway.visit import Visit
 from services.gateway.whole import whole
 from tests.kit.desk import ScriptedAnswer, ScriptedDesk, said

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from litestar.types import Message
 
 from millrace.errors import Code, Failure
+from services.gateway.chunks import Events, Head
 from services.gateway.desk import Piece
 from services.gateway.speech import Arguments, Call, Content, Reasoning, Saying, Speech
-from services.gateway.stream import Events, EventStream, Head, quoted
+from services.gateway.stream import EventStream, quoted
 from services.gateway.whole import whole
 from tests.kit.desk import ScriptedAnswer, said
 

@@ -1,6 +1,6 @@
 """`/v1/chat/completions`, `/v1/completions` and `/v1/models`, as OpenAI and vLLM have them.
 
-What their bodies say is in `wire.py` and `admit.py`, how their answers look in `stream.py` and `whole.py`.
+What their bodies say is in `wire.py` and `admit.py`, how their answers look in `chunks.py` and `whole.py`.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from litestar.types import Receive, Scope, Send
 from millrace import __version__
 from millrace.messages import digits_of
 from services.gateway import admit, wire
+from services.gateway.chunks import Events, Head
 from services.gateway.counter import Counter, Order, at, told
 from services.gateway.desk import Answer, Ask, Model
 from services.gateway.speech import Speech, listen
-from services.gateway.stream import Events, Head
 from services.gateway.visit import Visit
 from services.gateway.whole import whole
 
