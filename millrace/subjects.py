@@ -16,7 +16,7 @@ class Role(StrEnum):
     TOKENIZER = "tokenizer"
     ENGINE = "engine"
     DETOKENIZER = "detokenizer"
-    OPERATOR = "operator"  # `millrace up`, which only watches
+    OPERATOR = "operator"  # `millrace up`, and people: they only look
 
 
 G, T, E, D, UP = Role.GATEWAY, Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER, Role.OPERATOR
@@ -257,7 +257,7 @@ def rights(role: Role, api: str = "$JS.API") -> dict[str, list[str]]:
         T: [],
         E: [f"{api}.CONSUMER.MSG.NEXT.{JOBS.name}.*"],
         D: [],
-        UP: [],
+        UP: [f"{api}.STREAM.{verb}.{DEAD_LETTERS.name}" for verb in ("INFO", "MSG.GET")],  # people read them
     }
     publish = [s.wildcard for s in SUBJECTS if role in s.senders and s is not PRESENCE]
     if role in PRESENCE.senders:

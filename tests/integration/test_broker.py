@@ -1,6 +1,7 @@
 """The embedded nats-server: who may do what, on the real server."""
 
 import asyncio
+import base64
 import json
 import socket
 import stat
@@ -132,11 +133,23 @@ async def test_nobody_can_listen_to_everything(join: Join, role: Role) -> None:
         assert not await peer.may_hear(subject), subject
 
 
-async def test_the_operator_publishes_nothing(join: Join) -> None:
-    """An empty list of rights is no rights, though nats-server would read it as all of them."""
-    peer = await join(Role.OPERATOR)
+async def test_the_operator_reads_the_letters_and_changes_nothing(join: Join) -> None:
+    """What a job was given up for can be looked up with the operator's password; nothing else is its to ask."""
+    gateway, peer = await join(Role.GATEWAY), await join(Role.OPERATOR)
+    name = subjects.DEAD_LETTERS.name
+    made = json.dumps(subjects.DEAD_LETTERS.config()).encode()
+    await gateway.client.request(f"$JS.API.STREAM.CREATE.{name}", made, timeout=30)
+    await gateway.client.request("mr.dead.sim", b"a letter", timeout=30)
+    asked = json.dumps({"last_by_subj": "mr.dead.sim"}).encode()
+    answer = await peer.client.request(f"$JS.API.STREAM.MSG.GET.{name}", asked, timeout=30)
 
-    for subject in ("mr.here.operator", "mr.job.sim.normal.all", "x", "$JS.API.STREAM.LIST"):
+    assert b"a letter" == base64.b64decode(json.loads(answer.data)["message"]["data"])
+
+    for subject in (
+        *("mr.here.operator", "mr.job.sim.normal.all", "mr.dead.sim", "x", "$JS.API.STREAM.LIST"),
+        *(f"$JS.API.STREAM.{verb}.{name}" for verb in ("DELETE", "PURGE", "MSG.DELETE")),
+        f"$JS.API.STREAM.MSG.GET.{subjects.JOBS.name}",
+    ):
         assert not await peer.may_publish(subject), subject
 
 
