@@ -107,6 +107,8 @@ HELP = {
     "plain": "plain lines instead of a panel",
 }
 
+ONLY = "(default: the only one that runs on this machine)"
+
 NOT_PASSED = {"nats", "nats_file", "alive", "id", "fd", "trace_file", "metrics_at"}
 """`millrace up` chooses these for each process."""
 
@@ -402,7 +404,8 @@ def _parser() -> argparse.ArgumentParser:
         made[name].add_argument("--key", metavar="KEY", help=f"an API key (default: ${KEY})")
         made[name].add_argument("--url", help="of the service (default: the one that runs on this machine)")
     for name in ("ps", "scale", "restart", "trace", "top", "chat", "complete"):
-        _add_flags(made[name], settings.Up, only={"state_dir", "port"})
+        made[name].add_argument("--port", metavar="N", help=f"of the service {ONLY}")
+        made[name].add_argument("--state-dir", metavar="TEXT", help=f"of the service {ONLY}")
     return parser
 
 
@@ -420,6 +423,7 @@ def _add_flags(
         flag = f"--{field.name.replace('_', '-')}"
         text = HELP[field.name].replace("%", "%%")
         if field.type is bool:
+            text += " (default: on)" if only is None and field.default is True else ""
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             if only is None and field.default != "" and "default" not in text:

@@ -134,7 +134,7 @@ async def test_nobody_can_listen_to_everything(join: Join, role: Role) -> None:
 
 
 async def test_the_operator_reads_the_letters_and_changes_nothing(join: Join) -> None:
-    """What a job was given up for can be looked up with the operator's password; nothing else is its to ask."""
+    """What a job was given up for can be looked up with the operator's password, and nothing else."""
     gateway, peer = await join(Role.GATEWAY), await join(Role.OPERATOR)
     name = subjects.DEAD_LETTERS.name
     made = json.dumps(subjects.DEAD_LETTERS.config()).encode()
