@@ -6,6 +6,7 @@ A copy may always go: whoever has it mapped keeps it, and who wants it next make
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -42,7 +43,27 @@ class Copy:
 
 
 def root(env: Mapping[str, str] = os.environ) -> Path:
-    return Path(env.get("XDG_CACHE_HOME") or models.home() / ".cache") / "millrace"
+    given = env.get("XDG_CACHE_HOME", "")
+    # The standard says that a relative path here is to be ignored.
+    return (Path(given) if given.startswith("/") else models.home() / ".cache") / "millrace"
+
+
+def there(copy: Path) -> bool:
+    """Not if it may not be looked for, either."""
+    return os.path.exists(copy)  # noqa: PTH110 - Path's raises
+
+
+def writable(root: Path) -> None:
+    """ValueError if no copy can be made there, which says what mends it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ValueError(
+            f"this machine's copy of it cannot be kept in {root} ({error.strerror}): "
+            f"XDG_CACHE_HOME chooses another folder"
+        ) from None
 
 
 def note(made: Path, of: Of) -> None:

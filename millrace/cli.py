@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from millrace import __version__, completion, model_command, settings, talk
+from millrace import __version__, completion, model_command, settings, standard, talk
 from millrace.client import KEY
 from millrace.settings import ROLES, SettingError
 
@@ -114,6 +114,7 @@ NOT_PASSED = {"nats", "nats_file", "alive", "id", "fd", "trace_file", "metrics_a
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    standard.prepare()
     try:
         args = vars(_parser().parse_args(argv))
         status = _run(args.pop("command"), args)
@@ -124,12 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever reads has seen enough. Nothing is left to be said at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        standard.mute()  # whoever reads has seen enough
         return 0
     except OSError as error:
         about = f"{error.filename}: " if error.filename else ""
         print(f"millrace: {about}{error.strerror or error}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was the output
+            standard.mute()
         return 1
     return status
 

@@ -41,6 +41,8 @@ class Client:
         self._secure = parts.scheme == "https"
         self._path = parts.path
         self._key = key or os.environ.get(KEY, "")
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise SettingError(f"{'--key' if key else KEY}: it holds what no key has: a line's end, say")
 
     def models(self) -> list[str]:
         return [model["id"] for model in self.ask("GET", "/v1/models")["data"]]
@@ -77,8 +79,7 @@ class Client:
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
         try:
-            raw = None if body is None else json.dumps(body).encode()
-            connection.request(method, self._path + path, raw, headers)
+            connection.request(method, self._path + path, _bytes(body), headers)
             response = connection.getresponse()
             if response.status != 200:
                 raise _refused(response)
@@ -89,11 +90,16 @@ class Client:
             raise Refused(
                 f"nobody answers at {self.url}: start a service with `millrace up`, or name one with --url"
             ) from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             said = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise Refused(f"{self.url}: {said}") from None
         finally:
             connection.close()
+
+
+def _bytes(body: Json | None) -> bytes | None:
+    # What the terminal's encoding does not know came in as bytes, and goes out as the same.
+    return None if body is None else json.dumps(body, ensure_ascii=False).encode(errors="surrogateescape")
 
 
 MENDS = {

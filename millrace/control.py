@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from millrace import columns
+from millrace import columns, models
 from millrace.settings import Up
 
 SOCKET = "control.sock"
@@ -92,7 +92,7 @@ class Commanded(Protocol):
 def default_root(env: dict[str, str] | os._Environ[str] = os.environ) -> Path:
     state = env.get("XDG_STATE_HOME", "")
     # The standard says that a relative path here is to be ignored.
-    base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+    base = Path(state) if state.startswith("/") else models.home() / ".local" / "state"
     return base / "millrace"
 
 

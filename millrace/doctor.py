@@ -130,10 +130,13 @@ def memory(found: Memory, fitting: Fit | str) -> Finding:
     return Finding("memory", "ok", said)
 
 
+ELSEWHERE = {"state": "--state-dir", "cache": "XDG_CACHE_HOME", "models": "--models"}
+
+
 def disk(name: str, folder: Path, free: int, *, writable: bool, needed: bool = True) -> Finding:
     said = f"{folder}: {size(free)} free"
     if not writable:
-        mend = f"let {folder} be written to by this user, or choose another folder"
+        mend = f"let {folder} be written to by this user, or choose another folder with {ELSEWHERE[name]}"
         return Finding(name, "bad" if needed else "warn", f"{folder}: cannot be written to", mend)
     if free < ROOM:
         return Finding(name, "warn", said, f"make room: {size(ROOM)} are little enough")
@@ -212,7 +215,8 @@ def examine(up: settings.Up, gateway: settings.Gateway, engine: settings.Engine)
     yield from _of_model(engine, machine.memory())
     kept = models.store_root(up.models)
     for name, folder in (("state", state), ("cache", cache.root()), ("models", kept)):
-        writable = os.access(_there(folder), os.W_OK)
+        there = _there(folder)
+        writable = os.path.isdir(there) and os.access(there, os.W_OK)  # noqa: PTH112 - Path's raises
         yield disk(name, folder, _free(folder), writable=writable, needed=name != "models")
     yield _port(up, state)
     made = Path(__file__).stat().st_mtime
@@ -294,7 +298,7 @@ def _flags() -> set[str]:
 
 def _there(folder: Path) -> Path:
     """The folder, or the nearest above it that is there."""
-    return next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+    return next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path("/"))  # noqa: PTH110 - Path's raises
 
 
 def _free(folder: Path) -> int:

@@ -21,7 +21,9 @@ def claim(folder: Path) -> int:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise CannotStart(f"cannot keep state in {folder}: {error.strerror}") from None
+        raise CannotStart(
+            f"cannot keep state in {folder}: {error.strerror}; choose another folder with --state-dir"
+        ) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

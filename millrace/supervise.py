@@ -60,6 +60,12 @@ ROOM = 4 << 20
 log = logging.getLogger("millrace.up")
 
 
+def ends() -> set[signal.Signals]:
+    """The signals that end a service. Whom nohup started outlives its terminal."""
+    hang_up = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else set()
+    return {signal.SIGINT, signal.SIGTERM} | hang_up
+
+
 class Supervisor:
     def __init__(
         self,
@@ -96,7 +102,7 @@ class Supervisor:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
-        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for sig in ends():
             loop.add_signal_handler(sig, self._stop)
         begun = [self._add(NATS)] if self._broker else []
         for role in SCALED:

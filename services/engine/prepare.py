@@ -54,7 +54,8 @@ def converted(model: Model, root: Path, device: card.Device = "cpu") -> Path:
             status = path.stat()
             known.update(f"{name} {status.st_size} {status.st_mtime_ns} {card.VERSION}".encode())
     out = root / "converted" / f"{model.folder.name}-{known.hexdigest()[:16]}"
-    if not out.exists():
+    if not cache.there(out):
+        cache.writable(root)
         log.info("converting %s into %s", model.folder, out)
         said = 0.0
 
@@ -92,7 +93,7 @@ def prepared(folder: Path, root: Path) -> Path | None:
     if of.quant != "int8":
         return None
     out = root / "prepared" / hashlib.sha256(f"{of.digest} {machine()}".encode()).hexdigest()[:32]
-    if out.exists():
+    if cache.there(out):
         pages.draw_in(_packed(out, Form.MIXED))
         return cache.used(out)
     try:

@@ -14,6 +14,7 @@ import pytest
 
 from millrace import place
 from millrace.seat import backoff
+from millrace.supervise import ends
 from tests.kit.command import FAST, LIMIT_S, ROLES, Up, all_gone, call, launch, watched
 from tests.kit.service import environment
 
@@ -48,6 +49,16 @@ def test_the_first_death_is_followed_at_once_and_a_series_ever_later() -> None:
 
     assert pauses == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10]
     assert backoff(10**6) == 10
+
+
+@pytest.mark.parametrize("taken", [signal.SIG_DFL, signal.SIG_IGN])
+def test_whom_nohup_started_does_not_hear_the_terminal_go(taken: signal.Handlers) -> None:
+    """Its hang-up stays ignored, and is not taken for an order to stop."""
+    before = signal.signal(signal.SIGHUP, taken)
+    try:
+        assert (signal.SIGHUP in ends()) == (taken == signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_one_command_runs_a_service_and_one_signal_ends_all_of_it(start: Start) -> None:

@@ -84,6 +84,20 @@ def test_a_question_is_answered_once_and_the_same_seed_answers_the_same(service:
     assert "cut off" in given.stderr
 
 
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_terminal_that_knows_ascii_alone_asks_the_same(service: Running, piped: bool) -> None:
+    """Letters that it has no name for arrive as they were typed."""
+    ascii_alone = {**service.env, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    asked = [*CLI, "complete", "--json", "--url", service.url, *(() if piped else ("é€",))]
+    told = [
+        subprocess.run(asked, input="é€".encode(), capture_output=True, timeout=LIMIT_S, env=env, check=True)
+        for env in (service.env, ascii_alone)
+    ]
+
+    first, second = (json.loads(done.stdout)["usage"]["prompt_tokens"] for done in told)
+    assert first == second
+
+
 def test_a_text_is_gone_on_with(service: Running) -> None:
     """Another surface, told apart by its answer's form; --url may be a base URL, too."""
     done = service.call("complete", "Once upon", "--json", "--max-tokens", "4", "--url", f"{service.url}/v1")
@@ -99,6 +113,8 @@ def test_a_text_is_gone_on_with(service: Running) -> None:
         (("chat", "hi", "--temperature", "9"), 1, ("temperature",)),
         (("chat", "hi", "--url", "http://127.0.0.1:1"), 1, ("127.0.0.1:1", "millrace up")),
         (("chat", "hi", "--url", "127.0.0.1"), 2, ("--url 127.0.0.1",)),
+        (("chat", "hi", "--url", "http://..:1"), 1, ("http://..:1",)),
+        (("chat", "hi", "--key", "sk-€"), 2, ("--key",)),
         (("complete",), 2, ("TEXT",)),
         (("chat", "--json"), 2, ("TEXT",)),
     ],

@@ -95,6 +95,22 @@ def test_use_is_what_counts(tmp_path: Path) -> None:
     assert time.time() - found.used < 60
 
 
+def test_a_relative_folder_for_caches_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the standard says; or each folder that a service is started in would have a cache of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert cache.root({"XDG_CACHE_HOME": "here"}) == tmp_path / ".cache" / "millrace"
+
+
+def test_where_no_copy_can_be_kept_another_folder_is_asked_for(tmp_path: Path) -> None:
+    """The message names the one that is there, and how to choose."""
+    hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
+    (tmp_path / "cache").write_text("in the way")
+
+    with pytest.raises(ValueError, match=rf"{tmp_path}/cache.*XDG_CACHE_HOME"):
+        prepare.converted(models.find(str(hub)), tmp_path / "cache")
+
+
 def test_model_clean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

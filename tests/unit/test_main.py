@@ -8,6 +8,16 @@ import pytest
 
 from tests.kit.service import ROOT
 
+CLOSED = """
+import os, sys
+
+from millrace import standard
+
+standard.prepare()
+print(sys.stdin.read(), "\u2588")
+assert os.open(os.devnull, os.O_RDONLY) == 3
+"""
+
 SCRIPT = """
 import importlib, os, signal, sys
 
@@ -38,3 +48,27 @@ def test_ctrl_c_is_quiet_from_the_first_module_on(module: str) -> None:
     )
 
     assert (130, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
+def test_what_was_closed_is_not_taken_by_a_file() -> None:
+    """Whoever starts `millrace up <&- >&-` gets a service whose processes have their own input and output."""
+    shell = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-c", CLOSED]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "caf? ?\n"), ("utf-8", "caf? \u2588\n")])
+def test_every_letter_can_be_shown(encoding: str, shown: str) -> None:
+    """Where the output has none for it, or it is none, as a question mark."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED],
+        input=b"caf\xe9",
+        cwd=ROOT,
+        env={"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (0, shown.encode(), b"") == (done.returncode, done.stdout, done.stderr)

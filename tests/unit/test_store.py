@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from millrace import cli, models, settings, store, whole
+from millrace import cli, control, models, settings, store, whole
 from tests.kit.checkpoint import write_checkpoint
 from tests.kit.models import FAMILIES
 
@@ -187,3 +187,4 @@ def test_a_user_without_a_home_finds_the_shipped_models(monkeypatch: pytest.Monk
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
 
     assert "demo" == models.find("demo").name
+    assert not control.default_root({}).exists()  # and `ps` finds no service, and says so
