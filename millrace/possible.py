@@ -1,6 +1,7 @@
 """Whether an engine can be what its settings ask for, as far as the models' files tell and nothing is loaded.
 
 fast             why not `--fast`
+large_pages      why not `--large-pages`
 draft            the model that `--draft` names, or why not
 """
 
@@ -29,6 +30,21 @@ def _not_fast(of: models.Model, device: str) -> str:
     if quant != "int8":
         return f"{of.name} is {quant}: its weights, not its attention, take a prompt's time"
     return ""
+
+
+def large_pages(of: models.Model, given: Engine) -> None:
+    """SettingError if its keys and values are in no pages of ours."""
+    if not given.large_pages:
+        return
+    if of.simulated:
+        refused = f"{of.name} is simulated, it has no keys or values"
+    elif of.guest:
+        refused = f"{of.name} was exported by others, and is computed as it is"
+    elif cuda.number(given.device) is not None:
+        refused = f"it is for processors, and --device is {given.device}"
+    else:
+        return
+    raise SettingError(f"--large-pages: {refused}")
 
 
 def draft(of: models.Model, given: Engine) -> models.Model | None:

@@ -2,10 +2,11 @@
 millrace.toml, default. An unknown variable or key is an error that names it."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +20,7 @@ Count = Annotated[int, Meta(ge=1)]
 Amount = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 Measure = Annotated[float, Meta(ge=0, le=1e9)]
+Device = Annotated[str, Meta(pattern="^(cpu|cuda(:[0-9]{1,3})?)$", description="cpu, cuda or cuda:N")]
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,7 +76,7 @@ class Tokenizer(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Engine(Process, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "demo"
     models: str = ""  # where models are kept; default: below $XDG_DATA_HOME
-    device: Annotated[str, Meta(pattern="^(cpu|cuda(:[0-9]{1,3})?)$")] = "cpu"
+    device: Device = "cpu"
     cuda_graphs: bool = True
     slots: Amount = 0  # 0: as many as fit, at most 16
     engines: Processes = 1  # that share this machine's memory; `up` passes on how many it runs
@@ -168,17 +170,33 @@ def load(role: type[S], flags: Mapping[str, Any], env: Mapping[str, str] = os.en
             take(key, value, f"--{key.replace('_', '-')}")
 
     for key, value in values.items():  # one by one, so that the message can say which
+        kind = msgspec.structs.fields(role)[role.__struct_fields__.index(key)].type
         try:
-            values[key] = msgspec.convert(
-                value, msgspec.structs.fields(role)[_index(role, key)].type, strict=False
-            )
+            values[key] = msgspec.convert(value, kind, strict=False)
         except msgspec.ValidationError as error:
-            raise SettingError(f"{sources[key]}: {error}") from None
+            one_of = _values(kind)
+            wrong = f"{value!r} is none of {one_of}" if one_of else str(error)
+            raise SettingError(f"{sources[key]}: {wrong}") from None
     return role(**values)
 
 
-def _index(role: type[msgspec.Struct], key: str) -> int:
-    return role.__struct_fields__.index(key)
+def _values(kind: Any) -> str:
+    """Those that a setting may have, where they can be said."""
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    return next((str(limit.description) for limit in get_args(kind)[1:] if limit.description), "")
+
+
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[\w.:*\[\]-]+", re.ASCII)
+
+
+def origins(given: str) -> list[str]:
+    """As the setting has them: with commas between them, `*` for all or for a part of one."""
+    names = [name for each in given.split(",") if (name := each.strip())]
+    for name in names:
+        if name != "*" and not ORIGIN.fullmatch(name):
+            raise SettingError(f"origins: {name!r} is no origin, like https://example.org:8443")
+    return names
 
 
 def _file(path: Path, *, named: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from millrace import control, cuda, keys, logs, models, panel, settings, tls
+from millrace import control, cuda, keys, logs, models, panel, possible, settings, tls
 from millrace.broker import binary
 from millrace.launch import Launch
 from millrace.place import CannotStart, claim, listen, public_url
@@ -27,8 +27,11 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
     for role in SCALED:
         logs.level(_checked(role, passed))
     model = models.find(given.model, given.models)
-    keys.read(_checked(Role.GATEWAY, passed).keys)
-    gpus = _gpus(_checked(Role.ENGINE, passed))
+    front, engine = _checked(Role.GATEWAY, passed), _checked(Role.ENGINE, passed)
+    keys.read(front.keys)
+    settings.origins(front.origins)
+    possible.large_pages(model, engine)
+    gpus = _gpus(engine)
     try:
         if not given.broker:
             binary()
@@ -54,8 +57,7 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
             raise CannotStart(f"cannot keep state in {folder}: {error.strerror}") from None
         view = panel.choose(sys.stdout, plain=given.plain, model=model.name, folder=folder, began=began)
         held.callback(view.close)
-        front = _checked(Role.GATEWAY, passed)
-        trusted = tls.context(_checked(Role.ENGINE, passed))
+        trusted = tls.context(engine)
         url = public_url(given.host, http.getsockname()[1])
         called, keyed = program(sys.argv[0]), bool(front.keys)
         welcome = Welcome(url, model.name, called, keyed=keyed, vectors=bool(model.vectors))

@@ -47,6 +47,7 @@ log = logging.getLogger("millrace.engine")
 async def build(bus: Bus, given: settings.Engine, id: str) -> "EngineActor":
     folder = models.find(given.model, given.models)
     possible.fast(folder, given)
+    possible.large_pages(folder, given)
     beside = possible.draft(folder, given)
     if folder.simulated:
         if cuda.number(given.device) is not None:

@@ -3,13 +3,9 @@
 Programs that are no browsers are not concerned. Without the setting a page has to come from this service.
 """
 
-import re
-
 from litestar.config.cors import CORSConfig
 
-from millrace.settings import SettingError
-
-ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[\w.:*\[\]-]+", re.ASCII)
+from millrace import settings
 
 TOLD = [
     "x-request-id",
@@ -29,9 +25,6 @@ TOLD = [
 
 
 def allowed(origins: str) -> CORSConfig | None:
-    """`origins` as the setting has it: with commas between them, `*` for all or for a part of one."""
-    names = [name for given in origins.split(",") if (name := given.strip())]
-    for name in names:
-        if name != "*" and not ORIGIN.fullmatch(name):
-            raise SettingError(f"origins: {name!r} is no origin, like https://example.org:8443")
+    """`origins` as the setting has it."""
+    names = settings.origins(origins)
     return CORSConfig(allow_origins=names, expose_headers=TOLD) if names else None

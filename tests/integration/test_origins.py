@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from millrace.settings import SettingError
-from services.gateway.origins import allowed
 from tests.kit.face import HELLO, Start
 
 PAGE, OTHER = "https://app.example.org", "https://example.org.evil.example"
@@ -56,8 +54,3 @@ async def test_no_other_page_may(start: Start, origins: str) -> None:
     assert 200 == asked.status_code
     for answer in (before, asked):
         assert "access-control-allow-origin" not in answer.headers
-
-
-def test_what_is_no_origin_is_refused_by_name() -> None:
-    with pytest.raises(SettingError, match=r"origins: 'example.org' is no origin"):
-        allowed("https://a.example, example.org")

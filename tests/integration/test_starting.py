@@ -45,6 +45,10 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
         (("--log", "loud"), {}, "'loud' is not a level"),
         (("--log-format", "xml"), {}, "'xml' is none of"),
         (("--keys", str(ROOT)), {}, "Is a directory"),
+        (("--origins", "https://a.example, b.example"), {}, "origins: 'b.example' is no origin"),
+        (("--tool-parser", "x"), {}, "--tool-parser: 'x' is none of auto, none, hermes"),
+        ((), {"MILLRACE_DEVICE": "tpu"}, "MILLRACE_DEVICE: 'tpu' is none of cpu, cuda or cuda:N"),
+        (("--model", "sim", "--large-pages"), {}, "--large-pages: sim is simulated"),
         (("--keys", '{"keys": {"mine": "acme"}}'), {}, "entry 1 of [keys]"),
     ],
 )

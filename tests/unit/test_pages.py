@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from millrace import models, settings
+from millrace import models, possible, settings
 from millrace.convert import convert
 from services.engine import actor, pages
 from services.engine.near import mapped
@@ -121,3 +121,19 @@ def test_nothing_is_said_where_they_are_given(
         mapped(np.dtype(np.int8), 5, large=True)
 
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "why"),
+    [("millrace_sim", "cpu", "simulated"), ("", "cpu", "exported"), ("", "cuda", "cuda")],
+)
+def test_they_are_refused_where_they_would_do_nothing(
+    tmp_path: Path, kind: str, device: str, why: str
+) -> None:
+    """A simulated model, one that others exported, and on a GPU."""
+    if why == "exported":
+        (tmp_path / models.GUEST).touch()
+    of = models.Model("it", tmp_path, {"model_type": kind})
+    with pytest.raises(settings.SettingError, match=f"--large-pages: .*{why}"):
+        possible.large_pages(of, settings.Engine(device=device, large_pages=True))
+    possible.large_pages(of, settings.Engine(device=device))
