@@ -126,8 +126,15 @@ def shipped() -> list[str]:
 
 
 def stored(kept: Path) -> list[str]:
-    paths = [path.parent for at in ("*", "*/*") for path in kept.glob(f"{at}/config.json")]
-    return sorted(name for path in paths if NAME.fullmatch(name := str(path.relative_to(kept))))
+    """By name or org/name. What goes while it is looked for is not there."""
+    found = []
+    for folder, inner, files in os.walk(kept, followlinks=True):
+        name = os.path.relpath(folder, kept)
+        if "config.json" in files and NAME.fullmatch(name):
+            found.append(name)
+        if "/" in name:
+            inner.clear()
+    return sorted(found)
 
 
 # -- a model folder's files; their names and contents are data from outside

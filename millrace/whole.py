@@ -55,15 +55,18 @@ def remove(folder: Path) -> None:
 def sweep(root: Path) -> list[Path]:
     """Remove what killed processes left below a folder; what one is at work on stays."""
     swept = []
-    for workspace in root.glob(f"**/.*{SUFFIX}"):
-        with contextlib.suppress(OSError):  # another process sweeps too
-            held = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(workspace)
-                swept.append(workspace)
-            finally:
-                os.close(held)
+    for parent, names, _ in os.walk(root):  # unlike glob, it bears with what goes while it looks
+        workspaces = [name for name in names if name.startswith(".") and name.endswith(SUFFIX)]
+        names[:] = [name for name in names if name not in workspaces]
+        for workspace in (Path(parent, name) for name in workspaces):
+            with contextlib.suppress(OSError):  # another process sweeps too, or ends its work
+                held = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(workspace)
+                    swept.append(workspace)
+                finally:
+                    os.close(held)
     return swept
 
 

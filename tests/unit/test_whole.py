@@ -1,18 +1,21 @@
 """A folder is there whole or not at all, and is made once, whoever dies meanwhile."""
 
+import os
 import subprocess
 import sys
+from os import scandir
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from millrace import whole
+from millrace import models, whole
 from tests.kit.service import environment
 
 MAKE = """
 import sys, time
 from pathlib import Path
-from millrace import whole
+from millrace import models, whole
 try:
     with whole.making(Path(sys.argv[1]), lambda: print("waiting", flush=True)) as made:
         made.mkdir()
@@ -75,6 +78,22 @@ def test_a_sweep_takes_what_the_dead_left(tmp_path: Path) -> None:
         assert [tmp_path / "a" / ".dead.partial"] == swept
         assert "made" == living.communicate("\n")[0].strip()
     assert (tmp_path / "b" / "living" / "part").is_file()
+
+
+def test_what_goes_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several engines start at once: one ends its work while others look for what the dead left."""
+
+    def gone(path: Any) -> Any:
+        if str(path).endswith(whole.SUFFIX):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    with whole.making(tmp_path / "m") as made:
+        made.mkdir()
+
+        assert [] == whole.sweep(tmp_path)
+        assert [] == models.stored(tmp_path)
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
