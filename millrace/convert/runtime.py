@@ -8,8 +8,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is loaded; a 
 # Read when a session is made. Over keys and values in 8 bits its other attention decodes faster, the more so
 # the longer the context, and prefills as fast.
 os.environ["ORT_GQA_DISABLE_FLASH_ATTENTION"] = "1"
-# Read there, too. Without it CUDA writes all weights in 16 bits and reads them again, in each step of more than
-# 16 rows (of 8-bit weights: 4).
+# Read there, too. Without it CUDA writes all weights of 4 bits in 16 and reads them again, in each step of
+# more than 16 rows; those of 8 bits in each of more than 4.
 os.environ.setdefault("ORT_FPA_INTB_GEMM", "1")
 
 import onnxruntime as ort  # type: ignore[import-untyped]

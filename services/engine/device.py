@@ -143,13 +143,14 @@ class Gpu:
 
 
 class Far:
-    """An array on a GPU, and a copy of it here."""
+    """An array on a GPU, and a copy of it here. Each sending waits; what is there already is not sent."""
 
     def __init__(self, array: Array, value: Any, number: int, name: str):
         self.array = array
         self._value = value
         self._number = number
         self._name = name
+        self._sent = b""
 
     def bound(self, first: int, count: int) -> Bound:
         part = self.array[first : first + count]
@@ -157,7 +158,9 @@ class Far:
         return self._name, self._number, part.dtype.type, list(part.shape), address
 
     def send(self) -> None:
-        self._value.update_inplace(self.array)
+        if (content := self.array.tobytes()) != self._sent:
+            self._value.update_inplace(self.array)
+            self._sent = content
 
     def received(self, output: Callable[[], Any], count: int) -> Array:
         found: Array = output().numpy()

@@ -5,7 +5,7 @@
 
 A block of one head is one line in both. Of each layer's keys, and of its values, the same lines move at
 once, by graphs of nothing but copies: what they scatter into is bound as input and as output, so no more is
-written.
+written. A line is copied in words of 8 bytes, each by a thread of its own; ScatterND has one for a line.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +24,8 @@ from services.engine.scheduler import Swap
 
 STAGED = 32
 """Blocks that are on their way from or to this machine's memory at once: of an 8B model 64 MB."""
+
+WORD = np.int64
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class FarSlots:
         self.block: Array = np.empty((of.layers, 2, of.kv_heads, BLOCK, of.head_dim), self._kind)
         self._blocks = -(-max_len // BLOCK)  # of a slot
         self._slots, self._places = slots + 1, places
-        self._line = BLOCK * of.head_dim
-        self._row = self._line * self._kind.itemsize  # bytes
+        self._row = BLOCK * of.head_dim * self._kind.itemsize  # bytes
+        self._line = self._row // np.dtype(WORD).itemsize
         shape = (of.kv_heads, self._blocks * BLOCK, of.head_dim)
         self._value = gpu.value(self._kind.type, of.layers, 2, self._slots, *shape)
         pool = (self._parts, places * of.kv_heads, self._line)
-        self._pool = gpu.value(self._kind.type, *pool) if places else None
+        self._pool = gpu.value(WORD, *pool) if places else None
         self.bytes = (self._slots * self._blocks + places) * self._parts * self._heads * self._row
         self._move = self._session(self._moving)
         self._take = self._session(self._taking) if places else None
@@ -102,13 +104,14 @@ class FarSlots:
             self._take.run_with_iobinding(binding)
             staged = binding.get_outputs()[0].numpy().reshape(self._parts, len(some), -1)
             for i in range(len(some)):
-                yield staged[:, i].reshape(self.block.shape)
+                yield staged[:, i].view(self._kind).reshape(self.block.shape)
 
     def fetch(self, slot: int, start: int, contents: list[Array]) -> None:
         assert self._put is not None
         for first in range(0, len(contents), STAGED):
             some = contents[first : first + STAGED]
-            staged = np.stack([each.reshape(self._parts, self._heads, -1) for each in some], axis=1)
+            words = [each.reshape(self._parts, self._heads, -1).view(WORD) for each in some]
+            staged = np.stack(words, axis=1)
             binding = self._put.io_binding()
             binding.bind_cpu_input("staged", staged.reshape(self._parts, -1, self._line))
             self._into(binding, self._in_slot(slot, start + first * BLOCK, len(some)))
@@ -132,7 +135,7 @@ class FarSlots:
         return Lines(lambda part: self._bound(self._pool, part * lines, lines), which.reshape(-1))
 
     def _bound(self, value: Any, first: int, count: int) -> Bound:
-        return self._gpu.part(value, self._kind, [count, self._line], first * self._row)
+        return self._gpu.part(value, WORD, [count, self._line], first * self._row)
 
     def _from(self, binding: Any, lines: Lines) -> None:
         binding.bind_cpu_input("from", lines.which)
@@ -161,24 +164,23 @@ class FarSlots:
         axis = g.constant([0], np.int64)
         each = [g.node("Unsqueeze", lines, axis) for lines in self._gathered(g)]
         g.node("Concat", *each, axis=0, named=("staged",))
-        g.output("staged", self._kind, [self._parts, "lines", self._line])
+        g.output("staged", WORD, [self._parts, "lines", self._line])
 
     def _putting(self, g: Graph) -> None:
-        staged = g.input("staged", self._kind, [self._parts, "lines", self._line])
+        staged = g.input("staged", WORD, [self._parts, "lines", self._line])
         each = g.nodes("Split", staged, outputs=self._parts, axis=0, num_outputs=self._parts)
         axis = g.constant([0], np.int64)
         self._scatter(g, [g.node("Squeeze", one, axis) for one in each])
 
     def _gathered(self, g: Graph) -> list[str]:
         which = g.input("from", np.int64, ["lines"])
-        sources = [
-            g.input(f"source.{part}", self._kind, ["source", self._line]) for part in range(self._parts)
-        ]
+        sources = [g.input(f"source.{part}", WORD, ["source", self._line]) for part in range(self._parts)]
         return [g.node("Gather", source, which, axis=0) for source in sources]
 
     def _scatter(self, g: Graph, lines: list[str]) -> None:
         to = g.input("to", np.int64, ["lines", 1])
+        words = g.node("Expand", to, g.constant([1, self._line], np.int64))
         for part, each in enumerate(lines):
-            target = g.input(f"target.{part}", self._kind, ["target", self._line])
-            g.node("ScatterND", target, to, each, named=(f"target.{part}.out",))
-            g.output(f"target.{part}.out", self._kind, ["target", self._line])
+            target = g.input(f"target.{part}", WORD, ["target", self._line])
+            g.node("ScatterElements", target, words, each, axis=0, named=(f"target.{part}.out",))
+            g.output(f"target.{part}.out", WORD, ["target", self._line])
