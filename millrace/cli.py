@@ -85,7 +85,7 @@ HELP = {
     "sysroot": "where /proc and /sys are, if a container has the machine's elsewhere",
     "chunk": "prompt tokens that may join one decode step",
     "fast": "compute prompts faster, in other bits; what was answered is computed again as part of a prompt",
-    "large_pages": "on a processor: keys and values in large pages: faster with many long contexts, for more memory",
+    "large_pages": "on a processor: large pages for keys and values: faster with long contexts, more memory",
     "prefix_cache_mb": "MiB for the keys and values of prompts and answers that may come again (0: none)",
     "speculate": "verify guesses at what a lone sequence says next; its answer stays the same",
     "draft": "a smaller model with the same tokens that guesses at what a lone sequence says next",

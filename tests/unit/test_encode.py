@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from millrace.errors import Code, Failure
 from services.tokenizer.chat import ChatTemplate
-from services.tokenizer.encode import Controls, Encoder, for_template
+from services.tokenizer.controls import Controls
+from services.tokenizer.encode import Encoder, for_template
 from train.corpus import conversations
 from train.facts import WEATHER_TOOL
 
