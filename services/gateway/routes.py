@@ -12,7 +12,16 @@ from services.gateway.desk import Desk
 from services.gateway.document import PATH, document
 from services.gateway.gate import METRICS
 from services.gateway.live import Window
-from services.gateway.surfaces import anthropic, embeddings, ollama, openai, requests, responses, tokens
+from services.gateway.surfaces import (
+    anthropic,
+    embeddings,
+    models,
+    ollama,
+    openai,
+    requests,
+    responses,
+    tokens,
+)
 from services.gateway.visit import Visit
 
 TEXT = (b"content-type", CONTENT_TYPE)
@@ -21,7 +30,7 @@ WELL = {"status": "ok"}
 
 def routes(desk: Desk, settings: Gateway) -> list[HTTPRouteHandler]:
     counter = Counter(desk, settings)
-    surfaces = (openai, anthropic, embeddings, ollama, requests, responses, tokens)
+    surfaces = (openai, anthropic, models, embeddings, ollama, requests, responses, tokens)
     return [
         *(route for surface in surfaces for route in surface.routes(counter)),
         *_health(desk),

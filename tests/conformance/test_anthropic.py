@@ -233,3 +233,17 @@ def test_errors_have_this_form_everywhere(service: Service, client: Anthropic) -
     assert [400, 405, 400] == [answer.status_code for answer in answers]
     assert {"error"} == {answer.json()["type"] for answer in answers}
     assert all(answer.headers["request-id"] for answer in answers)
+
+
+def test_the_models(client: Anthropic) -> None:
+    """A page of them, and one by its name; the same path stays OpenAI's for who is no client of theirs."""
+    page = client.models.list()
+    (listed,) = page
+    one = client.models.retrieve("demo")
+
+    assert ("demo", "demo", False) == (page.first_id, page.last_id, page.has_more)
+    assert listed == one
+    assert ("model", "demo", "demo", "active") == (one.type, one.id, one.display_name, one.lifecycle)
+    assert one.created_at.tzinfo and one.max_tokens == one.max_input_tokens
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.retrieve("no-such")

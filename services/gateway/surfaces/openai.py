@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`, `/v1/completions` and `/v1/models`, as OpenAI and vLLM have them.
+"""`/v1/chat/completions` and `/v1/completions`, as OpenAI and vLLM have them.
 
 What their bodies say is in `wire.py` and `admit.py`, how their answers look in `chunks.py` and `whole.py`.
 """
@@ -6,16 +6,16 @@ What their bodies say is in `wire.py` and `admit.py`, how their answers look in 
 import hashlib
 import time
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import Receive, Scope, Send
+from litestar.types import Scope
 
 from millrace import __version__
 from millrace.messages import digits_of
 from services.gateway import admit, wire
 from services.gateway.chunks import Events, Head
-from services.gateway.counter import Counter, Order, at, told
+from services.gateway.counter import Counter, Order, at
 from services.gateway.desk import Answer, Ask, Model
 from services.gateway.speech import Speech, listen
 from services.gateway.visit import Visit
@@ -39,19 +39,9 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         told = body.logprobs is not None
         return _order("text", asks, body, model, with_logprobs=told, best=(n, body.best_of or n))
 
-    async def models(scope: Scope, receive: Receive, send: Send) -> None:
-        listed = {"object": "list", "data": [_card(model) for model in counter.desk.models()]}
-        await told(listed)(scope, receive, send)
-
-    async def model(scope: Scope, receive: Receive, send: Send) -> None:
-        name = scope["path_params"]["name"].removeprefix("/")
-        await told(_card(counter.known(name)))(scope, receive, send)
-
     return [
         at("POST", "/v1/chat/completions", counter.generating(chat)),
         at("POST", "/v1/completions", counter.generating(completion)),
-        at("GET", "/v1/models", models),
-        at("GET", "/v1/models/{name:path}", model),  # a path, because names such as org/model have a slash
     ]
 
 
@@ -103,17 +93,6 @@ def _order(
         events=events,
         whole=all_of,
     )
-
-
-def _card(model: Model) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.since,
-        "owned_by": "millrace",
-        "max_model_len": model.max_len,
-        "task": "embed" if model.vectors else "generate",
-    }
 
 
 def _head(shape: Shape, job: Answer, model: Model, *, streamed: bool) -> Head:
