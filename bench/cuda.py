@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from bench import machine, peer, reuse, table, twins
+from bench import attention, machine, peer, reuse, table, twins
 from bench.limits import Limits, best, by_ort, by_torch
 from bench.load import Heard, ask
 from bench.plain import Plain
@@ -39,7 +39,7 @@ from services.engine.scheduler import Chunk, Scheduler, Shelve, Step
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
 
-PARTS = ("limits", "engine", "torch", "http")
+PARTS = ("limits", "attention", "engine", "torch", "http")
 TEXT = "The miller counts the sacks, and the river counts for him. " * 20
 """That conversion measures random weights on: nothing is to be learnt of them."""
 
@@ -68,6 +68,11 @@ class Rig:
     def products(self) -> float:
         """Operations of all linear layers for one token."""
         return 2 * read_architecture(self.folder).linear
+
+    @property
+    def heads(self) -> attention.Heads:
+        of = card.load(self.folder)
+        return attention.Heads(of.heads, of.kv_heads, of.head_dim)
 
     def attention(self, tokens: float, context: float) -> float:
         """Operations for so many tokens that see so many."""
@@ -103,6 +108,8 @@ def main() -> int:
         parts = args.parts or PARTS
         if "limits" in parts and (torch := imported()):
             print(f"PyTorch {torch.__version__}: {by_torch(torch)}", flush=True)
+        if "attention" in parts:
+            attention.show(rig.gpu, rig.heads, limits)
         if "engine" in parts:
             engine(rig)
         if "torch" in parts and (torch := imported()):

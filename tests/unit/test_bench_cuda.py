@@ -6,9 +6,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bench import cuda, limits
+from bench import attention, cuda, limits
+from bench.attention import Case
 from millrace.convert import convert
 from services.engine.device import Gpu
 from tests.kit.checkpoint import shapes, write_checkpoint
@@ -34,6 +36,34 @@ def test_every_case_is_measured(rig: cuda.Rig, capsys: pytest.CaptureFixture[str
 
     decoding = [[batch, said] for said in ("recorded", "one by one") for batch in ("1", "3")]
     assert [*decoding, ["40", "16"], ["64"], ["128"]] == [*firsts[:5], *(row[:1] for row in firsts[5:])]
+
+
+@pytest.mark.parametrize("case", [Case(3, 40), Case(2, 300, 20)])
+def test_forms_of_attention_are_of_one_step(case: Case) -> None:
+    """Those that a processor has find the same, decoding and beside a chunk; and write the same."""
+    heads, found = attention.Heads(4, 2, 32), []
+    for name in ("grouped", "scattered"):
+        run, result = attention.prepared(name, Gpu(0, "cpu"), heads, case, 2)
+        run()
+        sides = range(len(case.sides))
+        keys = [result(f"k.{at}.1").reshape(-1, heads.kv * heads.dim * case.length) for at in sides]
+        found.append(([result(f"y.{at}.1") for at in sides], [np.sort(each) for each in keys]))
+
+    for one, other in zip(*found, strict=True):
+        assert all(np.allclose(a, b, atol=2e-3, rtol=1e-2) for a, b in zip(one, other, strict=True))
+
+
+def test_every_form_of_attention_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """And one that cannot be had says why. PagedAttention is CUDA's alone: its graph is found right, and then
+    ONNX Runtime tries it in 32 bits, which no operator of the name takes."""
+    heads, known = attention.Heads(4, 2, 32), limits.Limits(1e9, 1e9)
+    attention.show(partial(Gpu, 0, "cpu"), heads, known, (Case(2, 8, 3),), 1)
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line.split("|")[5:-1] for line in lines if line.startswith("| 2 ")]
+    said = [line for line in lines if line.startswith("paged, ")]
+
+    assert [False] * 6 + [True] * 2 == [cell.strip() == "nan" for cell in row]
+    assert [True] * 2 == ["InsertedPrecisionFreeCast_qkv" in line for line in said]
 
 
 def test_a_limit_is_the_greater_of_two() -> None:
