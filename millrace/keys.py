@@ -121,7 +121,7 @@ def read(setting: str) -> Keys | None:
     """The keys that the setting names; None where there are none. Raises SettingError, which says where."""
     path = file(setting)
     try:
-        return Keys.parse(path.read_text() if path else setting) if setting else None
+        return Keys.parse(path.read_text(encoding="utf-8") if path else setting) if setting else None
     except OSError as error:
         raise SettingError(f"keys: {path}: {error.strerror}") from None
     except ValueError as error:

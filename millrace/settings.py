@@ -133,6 +133,7 @@ ROLES: dict[str, type[msgspec.Struct]] = {
 S = TypeVar("S", bound=msgspec.Struct)
 PREFIX = "MILLRACE_"
 CONFIG = "MILLRACE_CONFIG"
+FILE = "millrace.toml"
 
 
 class SettingError(ValueError):
@@ -140,7 +141,7 @@ class SettingError(ValueError):
 
 
 def load(role: type[S], flags: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> S:
-    file = _file(Path(env[CONFIG]) if CONFIG in env else Path("millrace.toml"), named=CONFIG in env)
+    file = _file(Path(env[CONFIG]) if CONFIG in env else Path(FILE), named=CONFIG in env)
     known = {field for struct in ROLES.values() for field in struct.__struct_fields__}
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -172,7 +173,10 @@ def load(role: type[S], flags: Mapping[str, Any], env: Mapping[str, str] = os.en
     for key, value in values.items():  # one by one, so that the message can say which
         kind = msgspec.structs.fields(role)[role.__struct_fields__.index(key)].type
         try:
+            str(value).encode()
             values[key] = msgspec.convert(value, kind, strict=False)
+        except UnicodeEncodeError:
+            raise SettingError(f"{sources[key]}: {value!r} is not in UTF-8") from None
         except msgspec.ValidationError as error:
             one_of = _values(kind)
             wrong = f"{value!r} is none of {one_of}" if one_of else str(error)
@@ -201,7 +205,7 @@ def origins(given: str) -> list[str]:
 
 def _file(path: Path, *, named: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if named:
             raise SettingError(f"{CONFIG} names {path}, which is not there") from None

@@ -27,6 +27,8 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
     for role in SCALED:
         logs.level(_checked(role, passed))
     model = models.find(given.model, given.models)
+    if Path(given.model).resolve() == model.folder:  # found there from anywhere, whatever becomes of here
+        given = msgspec.structs.replace(given, model=str(Path(given.model).absolute()))
     front, engine = _checked(Role.GATEWAY, passed), _checked(Role.ENGINE, passed)
     keys.read(front.keys)
     settings.origins(front.origins)
@@ -83,6 +85,9 @@ def _environment(passed: Mapping[str, Any]) -> dict[str, str]:
     own = {f"MILLRACE_{name}" for name in ("NATS", "ID", "FD", "METRICS_AT")}
     env = {k: v for k, v in os.environ.items() if k not in own}
     env |= {f"MILLRACE_{key.upper()}": str(value) for key, value in passed.items()}
+    # What is started later must not run without what the file said (keys, say) because it or this folder is gone.
+    if settings.CONFIG in env or Path(settings.FILE).exists():
+        env[settings.CONFIG] = str(Path(env.get(settings.CONFIG, settings.FILE)).absolute())
     root = Path(__file__).parent.parent
     if root.name not in ("site-packages", "dist-packages"):  # run from a checkout
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), env.get("PYTHONPATH", "")]))

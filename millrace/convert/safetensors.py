@@ -39,7 +39,7 @@ class Weights:
             only = sorted(path.name for path in self._folder.glob("*.safetensors"))
             return only if len(only) == 1 else ["model.safetensors"]
         try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index}: not an index of shards ({error!r})") from None
         if not all(isinstance(name, str) for name in names):

@@ -50,8 +50,8 @@ class Vocabulary:
     @classmethod
     def load(cls, folder: Path) -> "Vocabulary":
         """From a tokenizer's own files; the engine needs the ids alone."""
-        tokenizer = json.loads((folder / "tokenizer.json").read_text())
-        eos = json.loads((folder / "tokenizer_config.json").read_text())["eos_token"]
+        tokenizer = json.loads((folder / "tokenizer.json").read_bytes())
+        eos = json.loads((folder / "tokenizer_config.json").read_bytes())["eos_token"]
         ids = words(tokenizer)
         special = {t["id"] for t in tokenizer["added_tokens"] if t["special"]}
         return cls(sorted(set(ids.values()) - special), ids[eos])

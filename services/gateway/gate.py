@@ -51,7 +51,7 @@ class Gate:
         if self._file and (stamp := _stamp(self._file)) != self._stamp:
             self._stamp = stamp
             try:
-                self._keys = Keys.parse(self._file.read_text())
+                self._keys = Keys.parse(self._file.read_text(encoding="utf-8"))
                 log.info("read %s again", self._file)
             except (OSError, ValueError) as error:
                 log.error("%s cannot be used, what it said before goes on: %s", self._file, error)

@@ -41,6 +41,7 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
         ((), {"MILLRACE_SLOT": "4"}, "MILLRACE_SLOT"),
         (("--engines", "-1"), {}, "engines"),
         (("--model", "no/such-model"), {}, "no/such-model"),
+        (("--model", "caf\udce9"), {}, r"--model: 'caf\udce9' is not in UTF-8"),
         (("--keys", "no/such-file"), {}, "keys: no/such-file"),
         (("--log", "loud"), {}, "'loud' is not a level"),
         (("--log-format", "xml"), {}, "'xml' is none of"),

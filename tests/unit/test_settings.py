@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from millrace import cli, settings
+from millrace import cli, settings, up
 from millrace.settings import Engine, Gateway, SettingError, Up, load
 
 
@@ -55,6 +55,19 @@ def test_another_roles_setting_is_passed_over(config: Path) -> None:
 
     assert load(Gateway, {}, env).drain_s == 5
     assert load(Engine, {}, env).slots == 3
+
+
+def test_a_file_that_goes_does_not_take_its_settings_along(
+    monkeypatch: pytest.MonkeyPatch, config: Path, tmp_path: Path
+) -> None:
+    """A gateway that is started again finds its keys, or is told that the file is not there."""
+    config.write_text('keys = "keys.toml"\n')
+    monkeypatch.chdir(tmp_path)
+    env = up._environment({})
+    config.unlink()
+
+    with pytest.raises(SettingError, match=str(config)):
+        load(Gateway, {}, env)
 
 
 @pytest.mark.parametrize(
