@@ -452,11 +452,12 @@ class Bell(Message, frozen=True):
 
 
 class Find(Message, frozen=True):
-    """Only the owner answers. `cancel`: it is to end now."""
+    """Only the owner answers, and who is named. `cancel`: it is to end now."""
 
     id: str
     tenant: str  # another one's request is not found
     cancel: bool = False
+    gateway: str = ""  # it says Gone if it has no such request
 
 
 class Found(Message, frozen=True):

@@ -92,7 +92,7 @@ ENGINE = Subject(
     "mr.eng.{}", (m.Ping, m.Resend, m.Release), (m.Pong,), (G, D), (E,), "one boot of one engine"
 )
 ORPHANS = Subject("mr.orphan", (m.Orphan,), (), (E,), (G,), "queue group of the gateways")
-FIND = Subject("mr.find", (m.Find,), (m.Found,), (G,), (G,), "all gateways: whose request is this?")
+FIND = Subject("mr.find", (m.Find,), (m.Found, m.Gone), (G,), (G,), "all gateways: whose request is this?")
 PRESENCE = Subject("mr.here.{}", (m.Here,), (), (G, T, E, D), (G, T, E, D, UP), "who is there, by role")
 DEAD = Subject("mr.dead.{}", (m.DeadLetter,), (), (G,), (), "stored in DEAD, for people to read")
 

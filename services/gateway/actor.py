@@ -45,6 +45,7 @@ from services.gateway.ledger import Ledger, Watch
 from services.gateway.neighbours import Neighbours
 from services.gateway.ongoing import Ongoing
 from services.gateway.queue import Queue
+from services.gateway.search import search
 from services.gateway.sight import Sight
 from services.gateway.tokenizers import Tokenizers
 from services.gateway.view import View
@@ -57,9 +58,6 @@ MEET_S = 1.0
 
 ORPHAN_S = 5.0
 """A gateway silent for this long is gone, and nobody waits for its jobs."""
-
-FIND_S = 1.5
-"""An owner answers within a millisecond, or once it is let run; who knows no such request says nothing."""
 
 RING_S = 0.25
 
@@ -255,18 +253,15 @@ class GatewayActor(Actor):
 
     async def find(self, id: str, tenant: str, *, cancel: bool) -> m.Found | None:
         wanted = m.Find(id, tenant, cancel)
-        found = self._found(wanted, Context("", "", 0))
-        if found is None and self._neighbours.gateways(time.monotonic()) > 1:
-            try:
-                found = await self.bus.request(FIND.to(""), wanted, m.Found, FIND_S)
-            except (NoResponder, NoAnswer):
-                return None
-        return found
+        if isinstance(own := self._found(wanted, Context("", "", 0)), m.Found):
+            return own
+        others = [here.id for here in self._others() if here.role == Role.GATEWAY]
+        return await search(self.bus, wanted, others)
 
-    def _found(self, wanted: m.Find, context: Context) -> m.Found | None:
+    def _found(self, wanted: m.Find, context: Context) -> m.Found | m.Gone | None:
         entries = self._ledger.find(wanted.id, wanted.tenant)
         if not entries:
-            return None
+            return m.Gone(wanted.id) if wanted.gateway == self.id else None
         position, estimate_ms = max(self._waits(entry) for entry in entries)
         found = m.Found(
             entries[0].model,

@@ -15,6 +15,10 @@ import pytest
 from openai import AsyncOpenAI
 
 from millrace import keys
+from millrace.bus import Bus, NoAnswer
+from millrace.messages import Find, Found, Gone
+from millrace.subjects import FIND, Role
+from services.gateway.search import search
 from tests.kit.service import Service
 
 HELLO: Any = [{"role": "user", "content": "Hello there, how are you?"}]
@@ -172,6 +176,23 @@ async def test_a_flood_is_refused_to_itself(service: Service, clients: dict[str,
     assert ["queue_full"] * (30 - PLACES) == flood
     assert {"held": PLACES} == ended
     assert all(told)
+
+
+async def test_what_no_gateway_has_is_told_by_all_of_them(service: Service) -> None:
+    """Nobody waits for more: the time that a silent one would be given is as good as endless here. A silent
+    one is waited for; an older version asks for no such word, and gets none."""
+    url = (service.folder / "nats" / "gateway.url").read_text().strip()
+    gateways = [row.id for row in await service.rows("gateway")]
+    bus = await Bus.connect(url, Role.GATEWAY, "asks")
+    wanted = Find("no-such", "acme")
+    try:
+        async with asyncio.timeout(60):
+            assert await search(bus, wanted, gateways, 3600.0) is None
+        assert await search(bus, wanted, [*gateways, "silent"], 0.1) is None
+        with pytest.raises(NoAnswer):
+            await bus.request(FIND.to(""), wanted, Found | Gone, 0.5)
+    finally:
+        await bus.close()
 
 
 @pytest.mark.parametrize("by", ["own id", "x-request-id", "body's id"])
