@@ -63,12 +63,22 @@ def session(
         raise Unreadable(f"{model}: {why}") from None
 
 
+def _exact() -> None:
+    """Memory of a GPU is taken as asked for, not as the next power of two, outside of sessions too. There
+    ONNX Runtime has a call for it, and warns of the call."""
+    if set_strategy := getattr(kinds, "set_arena_extend_strategy", None):
+        ort.set_default_logger_severity(3)
+        set_strategy(kinds.ArenaExtendStrategy.kSameAsRequested)
+        ort.set_default_logger_severity(2)
+
+
 def _on_gpu(
     model: bytes | str, options: ort.SessionOptions, gpu: int, captures: bool
 ) -> ort.InferenceSession:
     if PROVIDER not in ort.get_available_providers():
         raise NoCuda(f"onnxruntime {ort.__version__} has no {PROVIDER}: {INSTALL}")
     ort.preload_dlls()  # of the packages beside it, where they are; else the system's are found
+    _exact()
     on = {
         "device_id": str(gpu),
         "use_tf32": "0",

@@ -2,7 +2,8 @@
 
 A replay does what was recorded, at the addresses that were recorded. Inputs, outputs, keys and values lie at
 fixed ones; what else a kernel was told on the host must be the same, which is the batch, and the longest
-context it is to reach. So rows are filled up to a batch size, and their reach is rounded up.
+context it is to reach. So rows are filled up to a batch size, and their reach is rounded up. Only the thread
+that recorded a step replays it: another records its own.
 """
 
 LEAST = 256
