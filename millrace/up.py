@@ -85,7 +85,7 @@ def _environment(passed: Mapping[str, Any]) -> dict[str, str]:
     own = {f"MILLRACE_{name}" for name in ("NATS", "ID", "FD", "METRICS_AT")}
     env = {k: v for k, v in os.environ.items() if k not in own}
     env |= {f"MILLRACE_{key.upper()}": str(value) for key, value in passed.items()}
-    # What is started later must not run without what the file said (keys, say) because it or this folder is gone.
+    # What is started later must not run without what the file said, keys say, because file or folder is gone.
     if settings.CONFIG in env or Path(settings.FILE).exists():
         env[settings.CONFIG] = str(Path(env.get(settings.CONFIG, settings.FILE)).absolute())
     root = Path(__file__).parent.parent
