@@ -67,7 +67,8 @@ def listen(host: str, port: int) -> socket.socket:
         except OSError as error:
             sock.close()
             if error.errno != errno.EADDRINUSE or not left:
-                hint = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
+                taken = error.errno in (errno.EADDRINUSE, errno.EACCES)  # by another, or for root alone
+                hint = "; choose another with --port" if taken else ""
                 raise CannotStart(f"cannot listen on {host} port {port}: {error.strerror}{hint}") from None
         time.sleep(0.05)
     raise AssertionError("unreachable")
