@@ -9,13 +9,14 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from millrace import models, whole
+from millrace import whole
+from millrace.xdg import ours
 
 NOTE = "copy.json"
 KINDS = ("converted", "prepared")
@@ -42,10 +43,8 @@ class Copy:
     bytes: int
 
 
-def root(env: Mapping[str, str] = os.environ) -> Path:
-    given = env.get("XDG_CACHE_HOME", "")
-    # The standard says that a relative path here is to be ignored.
-    return (Path(given) if given.startswith("/") else models.home() / ".cache") / "millrace"
+def root() -> Path:
+    return ours("XDG_CACHE_HOME")
 
 
 def there(copy: Path) -> bool:

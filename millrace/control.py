@@ -13,8 +13,9 @@ from typing import Protocol
 
 import msgspec
 
-from millrace import columns, models
+from millrace import columns
 from millrace.settings import Up
+from millrace.xdg import ours
 
 SOCKET = "control.sock"
 ANSWER_S = 5.0
@@ -89,11 +90,8 @@ class Commanded(Protocol):
 # -- where a service is
 
 
-def default_root(env: dict[str, str] | os._Environ[str] = os.environ) -> Path:
-    state = env.get("XDG_STATE_HOME", "")
-    # The standard says that a relative path here is to be ignored.
-    base = Path(state) if state.startswith("/") else models.home() / ".local" / "state"
-    return base / "millrace"
+def default_root() -> Path:
+    return ours("XDG_STATE_HOME")
 
 
 def state_dir(settings: Up) -> Path:

@@ -13,13 +13,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from millrace.context import context
 from millrace.settings import SettingError
+from millrace.xdg import ours
 
 SHIPPED = (
     Path(__file__).parent.parent / "models",  # a checkout
@@ -83,21 +84,9 @@ class Model:
             raise SettingError(f"{path}: max_position_embeddings, the context's length, is missing") from None
 
 
-def store_root(given: str = "", env: Mapping[str, str] = os.environ) -> Path:
+def store_root(given: str = "") -> Path:
     """Where converted models are kept: as the setting `models` says, or in the user's own data."""
-    if given:
-        return Path(given).expanduser().absolute()
-    data = env.get("XDG_DATA_HOME", "")
-    # The standard says that a relative path here is to be ignored.
-    return (Path(data) if data.startswith("/") else home() / ".local" / "share") / "millrace" / "models"
-
-
-def home() -> Path:
-    """A user of a container may have none: then nothing is found there, and nothing can be kept."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        return Path("/nonexistent")
+    return Path(given).expanduser().absolute() if given else ours("XDG_DATA_HOME") / "models"
 
 
 def find(name: str, store: str = "") -> Model:

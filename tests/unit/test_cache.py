@@ -98,8 +98,9 @@ def test_use_is_what_counts(tmp_path: Path) -> None:
 def test_a_relative_folder_for_caches_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As the standard says; or each folder that a service is started in would have a cache of its own."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
 
-    assert cache.root({"XDG_CACHE_HOME": "here"}) == tmp_path / ".cache" / "millrace"
+    assert cache.root() == tmp_path / ".cache" / "millrace"
 
 
 def test_where_no_copy_can_be_kept_another_folder_is_asked_for(tmp_path: Path) -> None:

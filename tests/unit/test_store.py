@@ -182,9 +182,10 @@ def test_an_unknown_model_is_a_wrong_setting(kept: Path) -> None:
 
 def test_a_user_without_a_home_finds_the_shipped_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs as any user."""
-    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
 
     assert "demo" == models.find("demo").name
-    assert not control.default_root({}).exists()  # and `ps` finds no service, and says so
+    assert not control.default_root().exists()  # and `ps` finds no service, and says so
