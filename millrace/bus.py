@@ -296,7 +296,7 @@ class Bus:
         try:
             return _decoder(answer).decode(data)
         except messages.MISREAD as error:
-            self._misread(subject, data, error)
+            self.misread(subject, data, error)
             raise NoAnswer(f"{subject} answered something else: {error}") from None
 
     async def ask(
@@ -410,19 +410,21 @@ class Bus:
         """A subject of its own, for answers."""
         return self._client.new_inbox()
 
-    def _misread(self, subject: str, payload: bytes, error: Exception) -> None:
+    def misread(self, subject: str, payload: bytes, error: Exception) -> bool:
+        """Count and tell what could not be read; whether it is of a newer version."""
         if kind := newer.kind(payload):
             self.counts["unknown"] += 1
             level = logging.WARNING if self.counts["unknown"] == 1 else logging.DEBUG
             log.log(level, "a %r on %s is of a newer version, and not known here", kind, subject)
-            return
+            return True
         self.counts["poisoned"] += 1
         log.error("a message on %s is not one of ours: %s", subject, error)
+        return False
 
     def _refusal(self, subject: str, payload: bytes, error: Exception) -> messages.Refused:
         match error:
             case msgspec.MsgspecError() | UnicodeDecodeError():
-                self._misread(subject, payload, error)
+                self.misread(subject, payload, error)
                 return messages.Refused("", Code.INVALID_REQUEST, "not a message of this subject")
             case Failure():
                 return messages.Refused("", error.code, error.message, error.param)

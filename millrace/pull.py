@@ -158,9 +158,11 @@ class Pull:
         try:
             job = self._decoder.decode(payload)
         except messages.MISREAD as error:
-            self._bus.counts["poisoned"] += 1
-            log.error("job %s is not one of ours: %s", reply, error)
-            self._bus.publish(subjects.ORPHANS.pattern, messages.Orphan("", reply))
+            # What a newer version asks for comes again, after ACK_WAIT, until one of that version has it.
+            if not self._bus.misread(reply, payload, error):
+                self._bus.publish(subjects.ORPHANS.pattern, messages.Orphan("", reply))
+            if consumer != self._standing and self._turns:
+                self._turns.over(consumer, 1)
             self.wake()
             return
         self._take(Delivery(job, reply, delivered, Context.of(headers), consumer, behind > 0))

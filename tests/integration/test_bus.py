@@ -14,6 +14,9 @@ from millrace.jetstream import JetStream
 from millrace.pull import Delivery, Pull
 from millrace.subjects import ENGINE, GATEWAY, JOBS, ORPHANS, TOKENIZER, Lane, Role, consumer
 from millrace.telemetry import Context
+from services.engine.roster import Roster
+from services.engine.scheduler import Scheduler
+from services.engine.turns import Turns
 from tests.kit.nats import Server
 
 NOBODY = Context("r", "", 0)
@@ -246,6 +249,43 @@ async def test_a_poisoned_job_is_told_of_and_the_next_one_comes(join: Join, pois
 
     assert "gw-1" == got[0].job.request
     assert (1, 0) == (engine.counts["poisoned"], engine.counts["reconnects"])
+
+
+async def test_a_newer_version_s_job_is_left_to_it(join: Join) -> None:
+    """Nobody is told of it as an orphan, its tenant's other jobs come, and so does it, again and again."""
+    gateway, tokenizer, engine = [await join(r) for r in (Role.GATEWAY, Role.TOKENIZER, Role.ENGINE)]
+    await declared(gateway)
+    lane = Lane("sim", "acme")
+    await JetStream(gateway).declare_consumer(JOBS.name, consumer(lane))
+    got: list[Delivery] = []
+    told: list[m.Message] = []
+    turns = Turns("sim", 1, Roster("e", 1, Scheduler(1, 64), 0.0), lambda: 1)
+
+    await gateway.listen(Inbox(ORPHANS.pattern, m.Orphan, lambda message, context: told.append(message)))
+    await gateway.flush()
+    await tokenizer.ask(lane.subject, msgspec.msgpack.encode(["tomorrowsjob", "gw-0", {"a": 2}]), 30.0)
+    await JetStream(tokenizer).store(lane.subject, job(), "gw-1:1", 30.0, NOBODY)
+
+    def taken(delivery: Delivery) -> None:
+        got.append(delivery)
+        JetStream(gateway).settle(delivery.lease, "+ACK")
+        turns.took(delivery.lane, delivery.job.request, 1, 4, 0.0, more=delivery.more)
+
+    pull = Pull(engine, "sim", lambda: 0, taken, turns)
+    await pull.start()
+
+    def enough() -> bool:
+        turns.bell([m.Waiting("acme", "normal", 1.0, 1.0)])
+        pull.wake()
+        return bool(got) and engine.counts["unknown"] > 1
+
+    await until(enough)
+    await pull.stop()
+    await engine.flush()
+    await gateway.flush()
+
+    assert "gw-1" == got[0].job.request
+    assert ([], 0) == (told, engine.counts["poisoned"])
 
 
 async def test_a_settled_job_is_gone_and_a_refused_one_comes_back(join: Join) -> None:
