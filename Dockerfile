@@ -21,6 +21,6 @@ RUN python -m compileall -q /app \
  && install -d -o 10001 -g 10001 /var/cache/millrace /run/millrace /keys \
  && for role in nats gateway tokenizer engine detokenizer operator data; do install -d -o 10001 -g 10001 -m 700 /keys/$role; done
 USER 10001:10001
-HEALTHCHECK --interval=5s --timeout=3s --start-period=60s CMD ["python", "-P", "-m", "millrace.cli", "healthy"]
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s CMD ["python", "-P", "-m", "millrace", "healthy"]
 # With no command it is the role that the image was built for.
-ENTRYPOINT ["/bin/sh", "-c", "exec python -P -m millrace.cli \"${@:-$ROLE}\"", "millrace"]
+ENTRYPOINT ["/bin/sh", "-c", "exec python -P -m millrace \"${@:-$ROLE}\"", "millrace"]

@@ -46,7 +46,7 @@ async def _cold() -> float:
         command = [
             sys.executable,
             "-m",
-            "millrace.cli",
+            "millrace",
             "up",
             "--plain",
             "--model",

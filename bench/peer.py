@@ -227,7 +227,7 @@ async def millrace(
         sys.executable,
         "-P",
         "-m",
-        "millrace.cli",
+        "millrace",
         "up",
         "--plain",
         "--model",

@@ -37,7 +37,7 @@ class Site:
         env = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
         env |= {f"MILLRACE_{key.upper()}": str(value) for key, value in settings.items()}
         env["PYTHONPATH"] = str(ROOT)
-        command = [sys.executable, "-m", "millrace.cli", "up", "--plain", "--model", "sim", "--port", "0"]
+        command = [sys.executable, "-m", "millrace", "up", "--plain", "--model", "sim", "--port", "0"]
         command += ["--state-dir", str(self._state), "--engines", str(0 if witnesses else 1)]
         with (self._folder / "out").open("wb") as out:
             self._up = subprocess.Popen(command, env=env, stdout=out, stderr=out, cwd=self._folder)

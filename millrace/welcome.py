@@ -54,6 +54,6 @@ def program(called: str) -> str:
     """How to call this program again, from how it was called this time."""
     path = Path(called)
     if path.name != "millrace":
-        return "python -m millrace.cli"
+        return "python -m millrace"
     found = shutil.which("millrace")
     return "millrace" if found and Path(found).absolute() == path.absolute() else shlex.quote(called)

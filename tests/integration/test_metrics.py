@@ -140,7 +140,7 @@ async def test_each_process_may_have_a_port(service: Service) -> None:
         "MILLRACE_ID": "by_hand",
         "MILLRACE_METRICS_AT": f"127.0.0.1:{port}",
     }
-    command = [sys.executable, "-P", "-m", "millrace.cli", "detokenizer"]
+    command = [sys.executable, "-P", "-m", "millrace", "detokenizer"]
     process = await asyncio.create_subprocess_exec(*command, env=env)
     try:
         async with asyncio.timeout(60):

@@ -59,7 +59,7 @@ def env(hub: Hub, tmp_path: Path) -> dict[str, str]:
     }
 
 
-COMMAND = [sys.executable, "-P", "-m", "millrace.cli", "model"]
+COMMAND = [sys.executable, "-P", "-m", "millrace", "model"]
 
 
 @pytest.fixture

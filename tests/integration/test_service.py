@@ -174,7 +174,7 @@ async def test_a_process_joins_with_the_address_alone(service: Service, aclient:
     url = (service.folder / "nats" / "engine.url").read_text().strip()
     env = environment({"MILLRACE_NATS": url, "MILLRACE_ID": "engine_by_hand", "MILLRACE_MODEL": "sim"})
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "millrace.cli", "engine", env=env, cwd=ROOT, stderr=subprocess.DEVNULL
+        sys.executable, "-m", "millrace", "engine", env=env, cwd=ROOT, stderr=subprocess.DEVNULL
     )
     try:
         bus = await Bus.connect(

@@ -19,7 +19,7 @@ import pytest
 from tests.kit.service import ROOT, environment
 
 LIMIT_S = 90.0
-CLI = [sys.executable, "-P", "-m", "millrace.cli"]
+CLI = [sys.executable, "-P", "-m", "millrace"]
 
 
 @dataclass

@@ -229,7 +229,7 @@ async def test_the_command_draws_it(service: Service) -> None:
     trace_of(service, answer)
 
     def drawn(*args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-P", "-m", "millrace.cli", "trace", *args]
+        command = [sys.executable, "-P", "-m", "millrace", "trace", *args]
         command += ["--state-dir", str(service.folder)]
         return subprocess.run(command, env=service.env, capture_output=True, text=True, check=False)
 

@@ -21,7 +21,7 @@ ROLES = ("nats", "gateway", "tokenizer", "engine", "detokenizer")
 
 
 async def launch(*args: object, env: Mapping[str, str]) -> Process:
-    command = [sys.executable, "-P", "-m", "millrace.cli", *map(str, args)]
+    command = [sys.executable, "-P", "-m", "millrace", *map(str, args)]
     return await asyncio.create_subprocess_exec(
         *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=env, cwd=ROOT
     )

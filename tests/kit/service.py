@@ -59,7 +59,7 @@ class Service:
         """`counts` as `up` takes them: engines=2, ..."""
         temporary = None if folder else tempfile.TemporaryDirectory(prefix="millrace-chaos-")
         folder = folder or Path(temporary.name if temporary else "")
-        command = [sys.executable, "-P", "-m", "millrace.cli", "up", "--plain"]
+        command = [sys.executable, "-P", "-m", "millrace", "up", "--plain"]
         command += ["--port", "0", "--state-dir", str(folder)]
         for role, count in counts.items():
             command += [f"--{role}", str(count)]
@@ -98,7 +98,7 @@ class Service:
         """A process that `up` knows nothing of, with the service's settings and this NATS."""
         with (self.folder / "log" / f"beside_{role}.log").open("ab") as out:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "millrace.cli", role],
+                [sys.executable, "-P", "-m", "millrace", role],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -39,7 +39,7 @@ def service(form: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         sys.executable,
         "-P",
         "-m",
-        "millrace.cli",
+        "millrace",
         "model",
         "import",
         str(theirs),

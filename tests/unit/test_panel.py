@@ -120,7 +120,7 @@ def test_a_command_is_called_as_its_user_called_it(tmp_path: Path, monkeypatch: 
 
     assert program(str(installed)) == "millrace"
     assert program(".venv/bin/millrace") == ".venv/bin/millrace"
-    assert program("/somewhere/millrace/cli.py") == "python -m millrace.cli"
+    assert program("/somewhere/millrace/__main__.py") == "python -m millrace"
 
 
 def test_the_table_is_aligned() -> None:
