@@ -17,8 +17,9 @@ HELP = f"Ctrl-C stops an answer and, once more, ends; {NEW} forgets what was sai
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
-    piped = "what is piped in, or a conversation" if command == "chat" else "what is piped in"
-    parser.add_argument("text", nargs="?", metavar="TEXT", help=f"what to say (default: {piped})")
+    said = "what to say (default: what is piped in, or a conversation)"
+    begun = "how the text begins (default: what is piped in)"
+    parser.add_argument("text", nargs="?", metavar="TEXT", help=said if command == "chat" else begun)
     parser.add_argument("--model", help="which of those that are served (default: the only one)")
     if command == "chat":
         parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
