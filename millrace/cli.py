@@ -333,8 +333,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="millrace",
         description="An OpenAI-compatible inference service whose streams survive the death of its parts.",
-        epilog="A flag --some-name of `up` or of a role may also be given as MILLRACE_SOME_NAME, or some_name in "
-        "millrace.toml.",
+        epilog="Of `up` and of the roles a flag --some-name may also be given as MILLRACE_SOME_NAME, or as "
+        "some_name in millrace.toml.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
