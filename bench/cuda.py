@@ -192,12 +192,14 @@ def prefilled(rig: Rig) -> float:
 
 def first_tokens(rig: Rig) -> dict[int, tuple[float, float, float]]:
     """Seconds cold, with its prefix on the GPU, and with it in our memory; by the prompt's length."""
-    longest = max(rig.lengths)
-    room = (longest + BLOCK) * card.load(rig.folder).token_bytes
+    of = card.load(rig.folder)
+    lengths = [n for n in rig.lengths if n < of.max_len]
+    longest = max(lengths)
+    room = (longest + BLOCK) * of.token_bytes
     model = OrtModel(rig.folder, 2, rig.chunk, max_len=longest + 1, prefix_bytes=room, device=rig.gpu())
     model.shelf = HostShelf(room, model.block)
     found, rng = {}, np.random.default_rng(0)
-    for n in (rig.lengths[0], *rig.lengths):  # the first time, the device is only waking up
+    for n in (lengths[0], *lengths):  # the first time, the device is only waking up
         took: dict[str, list[float]] = {"cold": [], "warm": [], "host": []}
         for _ in range(rig.rounds):
             words = rng.integers(0, model.card.vocab, n).tolist()

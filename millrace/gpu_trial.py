@@ -18,7 +18,10 @@ def main(at: int) -> int:
     except NoCuda as error:
         sys.stdout.write(f"{error}\n")
         return 1
-    return 0 if found.tolist() == [2.0] else 1
+    if found.tolist() != [2.0]:
+        sys.stdout.write(f"1 + 1 is {found[0]:g} there\n")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

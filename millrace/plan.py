@@ -24,8 +24,8 @@ PACKED_COPIES = {"int8": 0, "int4": 2, "fp32": 2}
 WIDE = 4
 """Times keys and values in 8 bits: those of the prompt that fast mode computes."""
 
-ON_GPU = 2
-"""Times all weights: each of two sessions has its own there."""
+ON_GPU = {"fp16": 1, "int8": 2, "int4": 2}
+"""Times its linear layers: two sessions share weights in 16 bits, and of the others each makes its own."""
 
 PROBE_BYTES = 1 << 30
 """More than any processor's cache: of 256 MB a large one kept so much that twice the speed was seen."""
@@ -80,14 +80,15 @@ def needs(model: models.Model, device: "Device" = "cpu") -> Needs:
         of = card.load(model.folder)
         data = models.inside(model.folder, of.data).stat().st_size
         linear = max(0, data - 2 * of.vocab * of.hidden)  # one row of the words' table is read, not all
-        held = data + PACKED_COPIES[of.quant] * linear if of.device == "cpu" else ON_GPU * data
+        copies = PACKED_COPIES[of.quant] if of.device == "cpu" else ON_GPU[of.quant] - 1
+        held = data + copies * linear
         return Needs(held, linear, of.token_bytes, of.vocab, of.max_len, of.layers)
     a = read_architecture(model.folder)
     quant = usual(model.folder, device)
     linear = int(a.linear * WEIGHT_BYTES[quant])
     token = 2 * len(a.layers) * a.kv_heads * a.head_dim * (2 if device == "cuda" else 1)
     words = 2 * a.vocab * a.hidden
-    held = words + (1 + PACKED_COPIES[quant]) * linear if device == "cpu" else ON_GPU * (words + linear)
+    held = words + (1 + PACKED_COPIES[quant] if device == "cpu" else ON_GPU[quant]) * linear
     return Needs(held, linear, token, a.vocab, a.max_len, len(a.layers))
 
 

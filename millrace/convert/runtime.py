@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as kinds  # type: ignore
 
 from millrace.cuda import INSTALL, PROVIDER
 
-__all__ = ["NoCuda", "Unreadable", "ort", "session"]
+__all__ = ["NoCuda", "Unreadable", "ort", "ready", "session"]
 
 SPOILT = (kinds.Fail, kinds.InvalidArgument, kinds.InvalidGraph, kinds.InvalidProtobuf, kinds.NoSuchFile)
 """What ONNX Runtime says of a file that is not there or is cut off. Want of memory is not one of
@@ -63,9 +63,12 @@ def session(
         raise Unreadable(f"{model}: {why}") from None
 
 
-def _exact() -> None:
-    """Memory of a GPU is taken as asked for, not as the next power of two, outside of sessions too. There
-    ONNX Runtime has a call for it, and warns of the call."""
+def ready() -> None:
+    """For anything on a GPU. Memory there is taken as asked for, not as the next power of two, outside of
+    sessions too: there ONNX Runtime has a call for it, and warns of the call."""
+    if PROVIDER not in ort.get_available_providers():
+        raise NoCuda(f"onnxruntime {ort.__version__} has no {PROVIDER}: {INSTALL}")
+    ort.preload_dlls()  # of the packages beside it, where they are; else the system's are found
     if set_strategy := getattr(kinds, "set_arena_extend_strategy", None):
         ort.set_default_logger_severity(3)
         set_strategy(kinds.ArenaExtendStrategy.kSameAsRequested)
@@ -75,10 +78,7 @@ def _exact() -> None:
 def _on_gpu(
     model: bytes | str, options: ort.SessionOptions, gpu: int, captures: bool
 ) -> ort.InferenceSession:
-    if PROVIDER not in ort.get_available_providers():
-        raise NoCuda(f"onnxruntime {ort.__version__} has no {PROVIDER}: {INSTALL}")
-    ort.preload_dlls()  # of the packages beside it, where they are; else the system's are found
-    _exact()
+    ready()
     on = {
         "device_id": str(gpu),
         "use_tf32": "0",

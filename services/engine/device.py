@@ -9,12 +9,15 @@ it and are sent to in place, but for what operators read on the host: those inpu
 
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+from onnx.helper import tensor_dtype_to_np_dtype
 
-from millrace.convert.runtime import NoCuda, ort, session
+from millrace.convert.runtime import NoCuda, ort, ready, session
 from services.engine.scheduler import Swap
 
 log = logging.getLogger("millrace.engine")
@@ -108,7 +111,8 @@ class Processor:
 
 class Gpu:
     """CUDA's device of this number. `name`: ONNX Runtime's for where memory lies; a test may say cpu.
-    `captures`: whether steady steps are recorded as CUDA graphs; off where ONNX Runtime says it cannot."""
+    `captures`: whether steady steps are recorded as CUDA graphs; off where ONNX Runtime says it cannot.
+    Weights in 16 bits are there once, for all sessions."""
 
     ties = False
     shares = True  # none of its steps promise bits, so a prefix that others computed breaks no promise
@@ -117,10 +121,18 @@ class Gpu:
         self.number = number
         self.captures = captures
         self._name = name
+        self._weights: dict[tuple[Path, int], Any] = {}
 
     def session(
         self, model: bytes | str, options: ort.SessionOptions, *, steady: bool = False
     ) -> ort.InferenceSession:
+        if self._name == "cuda":
+            ready()
+        if isinstance(model, str):
+            try:
+                self._share(Path(model), options)
+            except Exception as error:  # ONNX Runtime has its own kinds
+                raise NoCuda(f"no weights on {self._name}:{self.number}: {error}") from None
         if self._name != "cuda":
             return session(model, options)
         if steady and self.captures:
@@ -130,6 +142,24 @@ class Gpu:
                 log.warning("steps are not recorded as CUDA graphs: %s", error)
                 self.captures = False
         return session(model, options, gpu=self.number)
+
+    def _share(self, path: Path, options: ort.SessionOptions) -> None:
+        """The weights of a graph; but of those in 8 or 4 bits each session makes what its kernels read."""
+        graph = onnx.load(path, load_external_data=False).graph
+        own = {name for node in graph.node if node.op_type == "MatMulNBits" for name in node.input}
+        for tensor in graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL or tensor.name in own:
+                continue
+            at = {each.key: each.value for each in tensor.external_data}
+            key = path.parent / at["location"], int(at["offset"])
+            if key not in self._weights:
+                kind = tensor_dtype_to_np_dtype(tensor.data_type)
+                array = np.memmap(key[0], kind, "r", key[1], tuple(tensor.dims))
+                held = self.value(kind.type, *array.shape)
+                held.update_inplace(array)
+                # A session takes only what it is not to free.
+                self._weights[key] = held, ort.OrtValue.from_dlpack(held)
+            options.add_initializer(tensor.name, self._weights[key][1])
 
     def hold(self, kind: Any, *shape: int) -> "Far":
         return Far(np.zeros(shape, kind), self.value(kind, *shape), self.number, self._name)

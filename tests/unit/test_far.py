@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from millrace import cuda, models, settings
@@ -99,6 +100,28 @@ def test_an_engine_on_a_gpu_keeps_prefixes_there_and_here(
     assert (3 << 20) // model.block.nbytes == model.shelf.places
     assert captures == (model._shapes is not None)
     actor.warm_up(model)
+
+
+def test_weights_are_there_once(tmp_path: Path) -> None:
+    """A session that is opened later has those that are there: its file of words is empty by then."""
+    write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
+    folder = convert(tmp_path / "hub", tmp_path / "m", device="cuda", accept=True)
+    model = OrtModel(folder, 1, 16, max_len=64, device=device.Gpu(0, "cpu"))
+    graph = onnx.load(folder / model.card.graphs["mixed"], load_external_data=False).graph
+    (words,) = (each.external_data for each in graph.initializer if each.name == "embed")
+    at = {each.key: each.value for each in words}
+    found = []
+    for spoilt in (False, True):
+        if spoilt:
+            with (folder / at["location"]).open("r+b") as file:
+                file.seek(int(at["offset"]))
+                file.write(bytes(int(at["length"])))
+            model.sessions[Form.MIXED] = model._opened(Form.MIXED)
+            model._bindings.clear()
+        model.run(Step([], Chunk(Sequence("a", 5, [1, 2, 3, 4, 5], Sampling(0), 9, epoch=1, slot=0), 0, 5)))
+        found.append(model.logits[:1].copy())
+
+    assert np.array_equal(found[0], found[1])
 
 
 class Unrecordable:
