@@ -70,9 +70,9 @@ def build(desk: Desk, settings: Gateway, gate: Gate | None = None) -> Litestar:
 def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Whatever a request ends with before its answer has begun, in the form of its surface."""
     failure = _failure(error)
-    Visit.of(request.scope).failure = failure
     if failure.code is Code.INTERNAL and not isinstance(error, Failure):
         log.error("a request failed", exc_info=error)
+    Visit.of(request.scope).failure = fault.bare(failure)
     headers = {name.decode(): value.decode() for name, value in fault.headers(failure)}
     if failure.code is Code.REQUEST_TIMEOUT:
         headers["connection"] = "close"  # the rest of the body is not waited for

@@ -84,6 +84,9 @@ class Connection(HttpToolsProtocol):
         self._lost = True
         for leave in list(self._watching):
             leave()
+        if all(cycle.response_complete for cycle in self._cycles()):
+            self.cycle = self.scope = None  # type: ignore[assignment] # they hold it, too
+            self._ahead = []
 
     def watch(self, leave: Callable[[], None]) -> Callable[[], None]:
         """Called when the client has gone, or had already; never from here. What comes back ends that."""

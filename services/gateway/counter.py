@@ -197,7 +197,7 @@ async def _outcome(work: Coroutine[Any, Any, None]) -> Failure | None:
         task.uncancel()
         return Failure(Code.DRAINING, fault.DRAINING)
     except Failure as failure:
-        return failure
+        return fault.bare(failure)
     except Exception as error:
         log.exception("a request failed")
         return fault.of(error)

@@ -17,6 +17,10 @@ from services.gateway.tally import Tally
 from services.gateway.visit import Visit
 
 
+def nobody() -> None:
+    """Hears of it."""
+
+
 @dataclass(slots=True)
 class Entry:
     prompt: m.Prompt  # kept to make the job again, should it be lost
@@ -43,8 +47,8 @@ class Entry:
     tally: Tally | None = None
     heard: list[str] | None = None  # its texts, where they are recorded
     ended: bool = False
-    on_news: Callable[[], None] = lambda: None
-    on_end: Callable[[], None] = lambda: None
+    on_news: Callable[[], None] = nobody
+    on_end: Callable[[], None] = nobody
     # the job
     seq: int = 0
     prompt_tokens: int = 0

@@ -78,6 +78,12 @@ def renamed(failure: Failure, names: Mapping[str, str]) -> Failure:
     return Failure(failure.code, message, param=theirs, retry_after=failure.retry_after)
 
 
+def bare(failure: Failure) -> Failure:
+    """Without the way it came: those frames hold the request with its body, and that holds the failure."""
+    failure.__cause__ = failure.__context__ = None
+    return failure.with_traceback(None)
+
+
 def of(error: BaseException) -> Failure:
     """The failure a client is told of. What is not one already is a defect, whose text stays inside."""
     return error if isinstance(error, Failure) else Failure(Code.INTERNAL, DEFECT)

@@ -19,7 +19,7 @@ from millrace.errors import Code, Failure
 from millrace.subjects import ACK_WAIT_S, DETOKENIZER, ENGINE, Send
 from services.gateway.detokenizers import Detokenizers
 from services.gateway.effects import Bury, Check, Delete, Effect, Lost, Probe, Resubmit, Settle
-from services.gateway.entry import Entry
+from services.gateway.entry import Entry, nobody
 from services.gateway.kin import WAIT_S, Kin
 from services.gateway.peers import Peers
 
@@ -101,6 +101,8 @@ class Ledger:
         del self.entries[entry.request]
         entry.on_end()
         entry.on_news()
+        # Who hears of it holds it. Megabytes of prompt shall go now, and not in the collector's next round.
+        entry.on_end = entry.on_news = nobody
         return self._release(entry.ref, entry.engine, entry.detokenizer)
 
     @staticmethod

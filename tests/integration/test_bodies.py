@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import resource
 from typing import Any
 
 import pytest
 
+from millrace.errors import Code, Failure
 from services.gateway.desk import Piece
+from services.gateway.visit import Visit
 from tests.kit.desk import said, until
 from tests.kit.face import HELLO, LONG, STREAMED, Site, Start, error_of, request
 
@@ -264,3 +267,36 @@ async def test_garbage_after_a_request(start: Start) -> None:
         await site.desk.answers[0].cancelled.wait()
 
     assert b"HTTP/1.1" not in rest
+
+
+def visits() -> int:
+    return sum(type(each) is Visit for each in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    ("body", "script", "status"),
+    [
+        (b"{nothing", [], 400),
+        (json.dumps(STREAMED).encode(), [], 503),
+        (json.dumps(STREAMED).encode(), [[Piece(1, "a", "")]], 200),
+    ],
+)
+async def test_a_request_that_failed_goes_at_once(
+    start: Start, body: bytes, script: list[Any], status: int
+) -> None:
+    """Its body may have megabytes: it does not wait for the collector, which counts objects and no bytes."""
+    site = await start(*script, Failure(Code.UNAVAILABLE, "nobody is there"))
+    gc.collect()
+    gc.disable()
+    try:
+        before = visits()
+        response = await site.http.post("/v1/chat/completions", content=body)
+        await site.http.aclose()
+        async with asyncio.timeout(LONG):
+            await until(lambda: bool(site.desk.visits))
+            site.desk.visits.clear(), site.desk.asks.clear()
+            await until(lambda: visits() <= before)
+    finally:
+        gc.enable()
+
+    assert status == response.status_code

@@ -1,6 +1,8 @@
 """When the reader of a live request is woken."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -60,3 +62,23 @@ async def test_a_patient_reader_hears_of_a_failure() -> None:
     assert ["x"] == [piece.text for piece in await reading]
     with pytest.raises(Failure, match="late"):
         await live.answer.pieces()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_has_ended_goes_at_once(cancelled: bool) -> None:
+    """A prompt may have megabytes: it does not wait for the collector, which counts objects and no bytes."""
+    live = Live()
+    live.entry.on_end = live.answer.cancel
+    answer = weakref.ref(live.answer)
+    gc.disable()
+    try:
+        if cancelled:
+            live.ledger.cancel("gw-1", Failure(Code.CANCELLED, "enough"))
+        else:
+            live.say(0, finish="stop")
+        there = answer() is not None
+        del live
+
+        assert there and answer() is None
+    finally:
+        gc.enable()
