@@ -12,21 +12,23 @@ MAX_FORM_DEPTH = 64
 
 
 def form(body: Body) -> Form | None:
-    """The one form; refused by name if there are two, or if one is not what it should be."""
+    """The one form; refused by name if there are two, or if one is not what it should be.
+
+    Some clients say the same by an older name too, for servers that know only that."""
     found = list(_forms(body))
-    if len(found) > 1:
-        first, second = found[0].param, found[1].param
-        raise refused(
-            second, f"'{second}' and '{first}' both say what the answer has to be: send one of them."
-        )
     if not found:
         return None
+    first = found[0]
+    for other in found:
+        if (first.kind, first.text) != (other.kind, other.text):
+            raise refused(
+                other.param,
+                f"'{other.param}' and '{first.param}' both say what the answer has to be: send one of them.",
+            )
     for name, wanted in (("ignore_eos", bool(body.ignore_eos)), ("min_tokens", bool(body.min_tokens))):
         if wanted:
-            raise refused(
-                name, f"'{name}' cannot be kept to with '{found[0].param}', which says where to end."
-            )
-    return found[0]
+            raise refused(name, f"'{name}' cannot be kept to with '{first.param}', which says where to end.")
+    return first
 
 
 def _forms(body: Body) -> list[Form]:

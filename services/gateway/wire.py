@@ -41,6 +41,25 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
+class Cache(Struct, forbid_unknown_fields=True):
+    """What is worth keeping, as Anthropic has it; clients that speak to both send it here too.
+    Every prompt's beginning is kept, so that this changes nothing."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class Break(Struct, forbid_unknown_fields=True):
+    """The same, as OpenAI has it."""
+
+    mode: Literal["explicit"]
+
+
+class Caching(Struct, forbid_unknown_fields=True):
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Literal["30m"] | None = None
+
+
 class Part(Struct, forbid_unknown_fields=True):
     """One part of a message. Media are named here only to be refused by name, and never fetched."""
 
@@ -52,6 +71,8 @@ class Part(Struct, forbid_unknown_fields=True):
     video_url: Any = None
     file: Any = None
     refusal: Any = None
+    cache_control: Cache | None = None
+    prompt_cache_breakpoint: Break | None = None
 
 
 class Function(Struct, forbid_unknown_fields=True):
@@ -81,6 +102,9 @@ class Turn(Struct, forbid_unknown_fields=True):
     annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
+    # What a client library for many services noted of an answer, sent back with it.
+    provider_specific_fields: dict[str, Any] | None = None
+    cache_control: Cache | None = None
 
 
 class Spec(Struct, forbid_unknown_fields=True):
@@ -95,6 +119,7 @@ class Spec(Struct, forbid_unknown_fields=True):
 class Tool(Struct, forbid_unknown_fields=True):
     function: Spec
     type: Literal["function"] = "function"
+    cache_control: Cache | None = None
 
 
 class Named(Struct, forbid_unknown_fields=True):
@@ -178,6 +203,7 @@ class Body(Struct, kw_only=True, forbid_unknown_fields=True):
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
+    guided_decoding_backend: str | None = None  # who keeps to it is nothing that an answer shows
 
 
 class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
@@ -200,6 +226,8 @@ class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
     store: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_options: Caching | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     prediction: Any = None
 

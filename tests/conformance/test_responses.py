@@ -241,7 +241,8 @@ def test_too_few_tokens(client: OpenAI) -> None:
     [
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
-        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"include": ["message.output_text.logprobs"]}, "include[0]"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"max_tool_calls": 1}, "max_tool_calls"),
         ({"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage"),

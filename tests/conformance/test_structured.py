@@ -102,6 +102,7 @@ async def test_schemas_hold(client: AsyncOpenAI, several: list[Schema], seed: in
         ({"structured_outputs": {"grammar": 'start: "a" b\nb: /[0-9]{2}/'}}, "a[0-9]{2}"),
         ({"structured_outputs": {"json": {"enum": [1, 2]}}}, "1|2"),
         ({"guided_choice": ["ja"]}, "ja"),
+        ({"guided_choice": ["ja"], "structured_outputs": {"choice": ["ja"]}}, "ja"),
         ({"guided_regex": "x{3}"}, "xxx"),
         ({"guided_json": '{"const": "y"}'}, '"y"'),
         ({"guided_grammar": "root ::= [a-c] [a-c]"}, "[abc]{2}"),

@@ -192,7 +192,12 @@ async def test_counts_have_limits(start: Start, body: dict[str, Any], named: str
     [
         ("chat/completions", {"service_tier": "gold"}, "Invalid 'service_tier': 'gold' is not supported."),
         ("responses", {"background": True}, "Invalid 'background': true is not supported."),
-        ("responses", {"include": ["x"]}, "Invalid 'include': what it holds is not supported."),
+        ("responses", {"include": ["x"]}, "Invalid 'include[0]': 'x' is not supported."),
+        (
+            "chat/completions",
+            {"messages": [{"role": "assistant", "content": "hi", "annotations": [{}]}]},
+            "Invalid 'messages[0].annotations': what it holds is not supported.",
+        ),
     ],
 )
 async def test_what_is_not_supported_is_said_in_words(

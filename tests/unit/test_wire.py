@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from millrace.errors import Code, Failure
 from services.gateway import wire
-from tests.kit.asks import HELLO, chat, refusal, with_literal
+from services.gateway.body import decode
+from services.gateway.desk import Ask
+from services.gateway.surfaces.responses import asked as responses
+from tests.kit.asks import HELLO, VISIT, chat, refusal, with_literal
 
 
 @pytest.mark.parametrize(
@@ -24,6 +27,50 @@ def test_missing_features_are_refused(name: str, value: object) -> None:
     failure = refusal(json.dumps({"model": "sim", "messages": HELLO, name: value}).encode())
 
     assert (name, f"This value of '{name}' is not supported.") == (failure.param, failure.message)
+
+
+def test_hints_for_others_change_nothing() -> None:
+    """What clients of many services send along, of caches and of their own, asks for nothing else here."""
+    marked = {"cache_control": {"type": "ephemeral"}}
+    tool = {"type": "function", "function": {"name": "f"}}
+    called = {
+        "role": "assistant",
+        "tool_calls": [{"id": "call_1", "function": {"name": "f", "arguments": "{}"}}],
+    }
+    part: dict[str, Any] = {"type": "text", "text": "hi"}
+    heard = {"role": "tool", "tool_call_id": "call_1", "content": [part]}
+    hinted = chat(
+        seed=1,
+        messages=[
+            {**HELLO[0], **marked},
+            called | {"provider_specific_fields": {"refusal": None}},
+            heard | {"content": [part | marked | {"prompt_cache_breakpoint": {"mode": "explicit"}}]},
+        ],
+        tools=[tool | marked],
+        prompt_cache_retention="24h",
+        prompt_cache_options={"mode": "implicit", "ttl": "30m"},
+        guided_decoding_backend="auto",
+    )
+
+    assert chat(seed=1, messages=[*HELLO, called, heard], tools=[tool]) == hinted
+
+
+def test_hints_to_responses_change_nothing() -> None:
+    """Reasoning is told in plain text whether or not it is wanted encrypted, or as short as may be."""
+
+    def asked(content: dict[str, Any], **more: Any) -> Ask:
+        said = [{"role": "user", "content": [{"type": "input_text", "text": "hi"} | content]}]
+        body = decode(responses.Body, json.dumps({"model": "sim", "seed": 1, "input": said} | more).encode())
+        return responses.ask(body, responses.turns(body), VISIT)
+
+    hinted = asked(
+        {"prompt_cache_breakpoint": {"mode": "explicit"}},
+        include=["reasoning.encrypted_content"],
+        reasoning={"summary": "auto"},
+        prompt_cache_options={"mode": "explicit"},
+    )
+
+    assert asked({}) == hinted
 
 
 NUMBERS = [

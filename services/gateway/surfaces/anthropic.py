@@ -19,7 +19,7 @@ from services.gateway.speech import Arguments, Call, Content, End, Part, Reason,
 from services.gateway.stream import HEADERS, named_event
 from services.gateway.surfaces import chat
 from services.gateway.visit import Visit
-from services.gateway.wire import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, Share, Stop, Tokens
+from services.gateway.wire import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, Cache, Share, Stop, Tokens
 
 OURS = {
     "max_completion_tokens": "max_tokens",
@@ -31,13 +31,6 @@ OURS = {
 """Our parameters by their names here."""
 
 STOP_REASONS: dict[Reason, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
-
-
-class Cache(Struct, forbid_unknown_fields=True):
-    """What is worth keeping. Every prompt's beginning is kept here, so that this changes nothing."""
-
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
 
 
 class Block(Struct, forbid_unknown_fields=True, tag_field="type", kw_only=True):

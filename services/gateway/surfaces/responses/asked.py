@@ -11,7 +11,7 @@ from services.gateway.desk import Ask
 from services.gateway.surfaces import chat
 from services.gateway.surfaces.responses.unfolding import turns_of
 from services.gateway.visit import Visit
-from services.gateway.wire import MAX_MESSAGES, MAX_TOOLS, Share, Tokens
+from services.gateway.wire import MAX_MESSAGES, MAX_TOOLS, Break, Caching, Share, Tokens
 
 OURS = {
     "messages": "input",
@@ -29,6 +29,7 @@ class Part(Struct, forbid_unknown_fields=True, kw_only=True):
     text: str
     annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
     logprobs: Annotated[list[Any], Meta(max_length=0)] | None = None
+    prompt_cache_breakpoint: Break | None = None
 
 
 class Item(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -91,8 +92,8 @@ class TextConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class ReasoningConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    summary: None = None
-    generate_summary: None = None
+    summary: Literal["auto"] | None = None  # the best there is: none
+    generate_summary: Literal["auto"] | None = None
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -124,12 +125,14 @@ class Body(Struct, forbid_unknown_fields=True, kw_only=True):
     # Known, and refused where they ask for something.
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
-    include: Annotated[list[str], Meta(max_length=0)] | None = None
+    # Reasoning is told in plain text, and heard again: nothing is missing where it is not encrypted.
+    include: list[Literal["reasoning.encrypted_content"]] | None = None
     top_logprobs: Literal[0] | None = None
     # Accepted and ignored: they change nothing in an answer.
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_options: Caching | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
 
