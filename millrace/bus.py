@@ -59,6 +59,11 @@ class NoResponder(Exception):
     """Nobody listens there: the process is gone. Known at once."""
 
 
+ENDS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a task or the process. Anything else harms one message only: a library that is written in Rust
+panics with a kind of its own, which is no Exception."""
+
+
 class NoAnswer(Exception):
     """Nothing came back in time: paused, hung, cut off, or NATS is away."""
 
@@ -338,7 +343,9 @@ class Bus:
             with self.together:
                 try:
                     answer = inbox.handle(decoder.decode(payload), Context.of(headers))
-                except Exception as error:
+                except ENDS:
+                    raise
+                except BaseException as error:
                     answer = self._refusal(inbox.subject, payload, error)
                 if answer is not None and reply:
                     self.send(reply, encode(answer))
@@ -353,7 +360,9 @@ class Bus:
             try:
                 work: Any = inbox.handle(decoder.decode(msg.data), Context.of(msg.headers))
                 answer = await work
-            except Exception as error:
+            except ENDS:
+                raise
+            except BaseException as error:
                 answer = self._refusal(inbox.subject, msg.data, error)
             if answer is not None and msg.reply:
                 self.send(msg.reply, encode(answer))
@@ -421,7 +430,7 @@ class Bus:
         log.error("a message on %s is not one of ours: %s", subject, error)
         return False
 
-    def _refusal(self, subject: str, payload: bytes, error: Exception) -> messages.Refused:
+    def _refusal(self, subject: str, payload: bytes, error: BaseException) -> messages.Refused:
         match error:
             case msgspec.MsgspecError() | UnicodeDecodeError():
                 self.misread(subject, payload, error)

@@ -146,6 +146,8 @@ def fit(
     tried = Fit(needs, memory, slots or SLOTS, context, 0, max(1, engines), draft)
     if not slots:
         tried = replace(tried, slots=max(1, min(SLOTS, tried.most_slots)))
+    if not replace(tried, slots=1).longest:
+        raise CannotFit(f"{tried}. Not one token fits: it needs more memory, or a smaller model")
     if tried.slots > tried.most_slots:
         raise CannotFit(
             f"{tried}. At most {tried.most_slots} slots of {context} tokens fit, with {tried.slots} slots "

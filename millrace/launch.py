@@ -58,7 +58,8 @@ class Launch:
                 env.setdefault("MILLRACE_KILL_BUTTON", "true")
             env["MILLRACE_TRACE_FILE"] = str(self._folder / tracefile.FOLDER / f"{self._name(seat)}.jsonl")
         # -P: a file in the user's directory is not a module of ours, whatever its name.
-        child = Child([sys.executable, "-P", "-m", "millrace", role], env, self.log(seat), fds)
+        # -u: what a library prints stands in the log before the words the process died of, not after them.
+        child = Child([sys.executable, "-P", "-u", "-m", "millrace", role], env, self.log(seat), fds)
         seat.begin(id, child)
         return child
 

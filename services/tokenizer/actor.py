@@ -44,6 +44,7 @@ async def build(bus: Bus, given: settings.Tokenizer, id: str) -> "TokenizerActor
     folder = models.find(given.model, given.models)
     max_len = folder.max_len
     encoder = await asyncio.to_thread(Encoder.load, folder.text)
+    encoder.encode("a")  # the library starts its threads: where it may not, this ends before it is asked
     speaks = encoder.voice(calls=given.tool_parser, reasoning=given.reasoning_parser)
     if folder.vectors:
         speaks = Voice()

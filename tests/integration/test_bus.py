@@ -120,16 +120,24 @@ async def test_what_a_newer_version_says_is_not_counted_as_poison(join: Join) ->
     assert (1, 0) == (gateway.counts["unknown"], gateway.counts["poisoned"])
 
 
-async def test_a_handler_that_fails_harms_its_message_only(join: Join) -> None:
+class Panic(BaseException):
+    """As libraries that are written in Rust raise it."""
+
+
+@pytest.mark.parametrize("defect", [ZeroDivisionError, Panic])
+@pytest.mark.parametrize("credit", [1, 4])
+async def test_a_handler_that_fails_harms_its_message_only(
+    join: Join, defect: type[BaseException], credit: int
+) -> None:
     """A defect is counted and answered as internal; the subscription goes on."""
     tokenizer, gateway = await join(Role.TOKENIZER), await join(Role.GATEWAY)
 
     async def handle(message: m.Prompt, context: Context) -> m.Message:
         if message.request == "gw-bad":
-            raise ZeroDivisionError
+            raise defect
         return m.Admitted(message.request, 1, 1, 1)
 
-    await tokenizer.listen(Inbox(TOKENIZER.to("sim"), m.ToTokenizer, handle, queue="q", credit=4))
+    await tokenizer.listen(Inbox(TOKENIZER.to("sim"), m.ToTokenizer, handle, queue="q", credit=credit))
     await tokenizer.flush()
     answers = [
         await gateway.request(
