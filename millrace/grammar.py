@@ -71,6 +71,13 @@ class Grammars:
         ids = self.tokens.tokenize_str(text, parse_special=True)
         return len(ids) == 1 and bool(self.tokens.is_special_token(ids[0]))
 
+    def anew(self, text: str) -> LLMatcher:
+        """One that has nothing in common with any other. What there was is not copied any more: a copy shares
+        what all have built, its limit and its failure."""
+        with self._lock:
+            self._kept.pop(text, None)
+        return LLMatcher(self.tokens, text, log_level=0, limits=self._limits)
+
     def matcher(self, text: str) -> LLMatcher:
         """A fresh one, at its beginning; GrammarError if there can be none."""
         with self._lock:
@@ -78,7 +85,7 @@ class Grammars:
             if known is not None:
                 self._kept.move_to_end(text)
                 return known.deep_copy()
-        made = LLMatcher(self.tokens, text, log_level=0, limits=self._limits)
+        made = self.anew(text)
         trial = made.deep_copy()
         if not trial.is_error():
             trial.compute_bitmask()  # much of the work is done only now

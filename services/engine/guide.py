@@ -33,12 +33,16 @@ class Guide:
         self._matcher: LLMatcher | None = None
         self._read = 0  # tokens of the answer
         self._mask: Mask | None = None  # of what may come after these; None: not computed yet
+        self._anew: Callable[[], LLMatcher] | None = None
         self._room: Mask = np.zeros(0, np.int32)
         self._place = 0, 0  # of the room: its address and its size
 
-    def begin(self, matcher: "LLMatcher | None", tokens: int) -> None:
-        """`tokens`: how many its grammar knows. Without a matcher it has failed."""
-        self._matcher, self.failed = matcher, matcher is None
+    def begin(
+        self, matcher: "LLMatcher | None", tokens: int, anew: "Callable[[], LLMatcher] | None" = None
+    ) -> None:
+        """`tokens`: how many its grammar knows. Without a matcher it has failed. `anew` makes it one of its
+        own."""
+        self._matcher, self.failed, self._anew = matcher, matcher is None, anew
         self._room = np.zeros((tokens + 31) // 32, np.int32)
         self._place = self._room.ctypes.data, self._room.nbytes
         self.ready = True
@@ -61,9 +65,23 @@ class Guide:
             matcher.consume_tokens(tokens[prompt + self._read :])
             self._read = read
             matcher.unsafe_compute_mask_ptr(*self._place)
+            if matcher.is_error() and self._anew is not None:
+                matcher = self._matcher = self._step_by_step(self._anew, tokens[prompt:])
+                self._anew = None
             self.failed = matcher.is_error()
             self._mask = None if self.failed else self._room
         return self._mask
+
+    def _step_by_step(self, anew: "Callable[[], LLMatcher]", answer: list[int]) -> "LLMatcher":
+        """As if nobody else had this grammar, and the whole answer had been given here. What a step may cost
+        is limited: where nothing was built before, as by who takes over in the midst, the same place may be
+        too much; and all copies of a matcher share what they have built, and that it was too much."""
+        matcher = anew()
+        for token in answer:
+            matcher.unsafe_compute_mask_ptr(*self._place)
+            matcher.consume_token(token)
+        matcher.unsafe_compute_mask_ptr(*self._place)
+        return matcher
 
 
 class Guides:
@@ -106,7 +124,8 @@ class Guides:
     def _begin(self, guide: Guide, grammar: str) -> None:
         try:
             grammars = self._loaded()
-            guide.begin(grammars.matcher(grammar), grammars.tokens.vocab_size)
+            matcher, size = grammars.matcher(grammar), grammars.tokens.vocab_size
+            guide.begin(matcher, size, lambda: self._thread().submit(grammars.anew, grammar).result())
         except ValueError:  # the tokenizer took it: its machine is another one, or a busy one
             guide.begin(None, 0)
         self._made()

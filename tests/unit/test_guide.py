@@ -1,6 +1,8 @@
 """Answers kept to a grammar, token by token."""
 
 import json
+from bisect import bisect_left
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance._lib import LLParserLimits
 from tokenizers import Tokenizer
 
-from millrace.grammar import GrammarError, Grammars
+from millrace.grammar import LIMITS, GrammarError, Grammars
 from millrace.messages import Chat, Form, Sampling, Voice
 from services.engine.ahead import Ahead
 from services.engine.guide import Guide
@@ -259,6 +262,55 @@ def test_a_mask_that_cannot_be_computed_ahead_is_an_error_of_the_step() -> None:
         ahead.begin([sequence])
         with pytest.raises(MemoryError):
             ahead.end()
+
+
+WORDY = formed("regex", "([a-z]{3,9}(" + "|".join(f"mill{n}" for n in range(40)) + ") ){9}")
+
+
+def begun(grammars: Grammars) -> Guide:
+    guide = Guide()
+    guide.begin(grammars.matcher(WORDY), grammars.tokens.vocab_size, lambda: grammars.anew(WORDY))
+    return guide
+
+
+def followed(guide: Guide, tokens: list[int], begin: int = 1) -> list[bytes]:
+    """The masks at each place from there on, as long as there are some."""
+    masks = (guide.allow(tokens[:end], 1) for end in range(begin, len(tokens) + 1))
+    return [mask.tobytes() for mask in takewhile(lambda mask: mask is not None, masks) if mask is not None]
+
+
+def test_what_an_answer_may_cost_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's work has a limit, and what was built before is no work. An engine that takes over begins with
+    nothing, and copies share what they have; still what one could follow to its end, all can."""
+    tokens = [5, *TOKENIZER.encode(" ".join(f"{'the' * (n % 2)}stonemill{n}" for n in range(8))).ids]
+
+    def limited(fuel: int) -> Grammars:
+        monkeypatch.setattr(GRAMMARS, "_limits", LLParserLimits(**LIMITS | {"step_lexer_fuel": fuel}))
+        GRAMMARS._kept.clear()
+        return GRAMMARS
+
+    def whole(fuel: int) -> bool:
+        guide = Guide()
+        guide.begin(limited(fuel).anew(WORDY), VOCAB)
+        return len(followed(guide, tokens)) == len(tokens)
+
+    enough = bisect_left(range(10_000), True, key=whole)
+    undisturbed = followed(begun(limited(10_000)), tokens)
+    assert len(tokens) == len(undisturbed)
+    anew = 0
+    for begin in range(1, len(tokens)):
+        grammars = limited(enough)
+        guides = [begun(grammars) for _ in range(2)]
+        assert [undisturbed[begin - 1 :]] * 2 == [followed(guide, tokens, begin) for guide in guides]
+        anew += sum(guide._anew is None for guide in guides)
+        after = begun(grammars)
+        assert after.allow(tokens[:1], 1) is not None
+        assert after._anew is not None  # it was not given what had failed
+    assert anew
+    short, guide = limited(enough - 1), Guide()
+    guide.begin(short.anew(WORDY), VOCAB, lambda: short.anew(WORDY))
+    assert len(followed(guide, tokens)) < len(tokens)
+    assert guide.failed
 
 
 def test_it_answers_when_its_guide_is_there() -> None:
