@@ -1,8 +1,9 @@
 """Grammars that an answer is held to, token by token: llguidance over one model's vocabulary.
 
-The tokenizer tries each before it is queued, the engine follows it. Both bound its work in the same way, so
-what was admitted can be followed; only what a grammar needs late in an answer shows no earlier than there. Whether that is too much depends on
-the grammar and the answer alone: not on who else has it, nor on where an engine took the answer over.
+The tokenizer tries each before it is queued, the engine follows it. Both bound its work in the same way,
+so what was admitted can be followed; only what a grammar needs late in an answer shows no earlier than there.
+Whether that is too much depends on the grammar and the answer alone: not on who else has it, nor on where an
+engine took the answer over.
 """
 
 import json
