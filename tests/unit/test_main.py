@@ -52,7 +52,7 @@ def test_ctrl_c_is_quiet_from_the_first_module_on(module: str) -> None:
 
 def test_what_was_closed_is_not_taken_by_a_file() -> None:
     """Whoever starts `millrace up <&- >&-` gets a service whose processes have their own input and output."""
-    shell = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-c", CLOSED]
+    shell = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-W", "error", "-c", CLOSED]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
     assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
