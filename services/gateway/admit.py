@@ -47,7 +47,8 @@ def chat(body: ChatBody, visit: Visit) -> Ask:
     asked = Chat(
         messages=msgspec.json.encode([_plain(turn, index) for index, turn in enumerate(body.messages)]),
         template_args=msgspec.json.encode(kwargs) if kwargs else b"",
-        effort=body.reasoning_effort or "",
+        # Models have been shown no more than that.
+        effort="xhigh" if body.reasoning_effort == "max" else body.reasoning_effort or "",
         **_tools(body),
     )
     if body.top_logprobs and not body.logprobs:

@@ -30,7 +30,9 @@ def refused(param: str | None, message: str) -> Failure:
 
 
 _WHERE = re.compile(r" - at `\$\.?([^`]*)`$")
-_NOT_HERE = re.compile(r"(?:Invalid (?:enum )?value (.*)|Expected `array` of length <= 0)", re.DOTALL)
+_NOT_HERE = re.compile(
+    r"(?:Invalid (?:enum )?value (.*)|Expected `array` of length <= 0|Expected `null`, got .*)", re.DOTALL
+)
 SPELLED = {"True": "true", "False": "false", None: "what it holds"}
 _FIELD = re.compile(r"^Object (contains unknown|missing required) field `(.*)`$", re.DOTALL)
 

@@ -41,6 +41,10 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
+Tier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class Cache(Struct, forbid_unknown_fields=True):
     """What is worth keeping, as Anthropic has it; clients that speak to both send it here too.
     Every prompt's beginning is kept, so that this changes nothing."""
@@ -53,6 +57,7 @@ class Break(Struct, forbid_unknown_fields=True):
     """The same, as OpenAI has it."""
 
     mode: Literal["explicit"]
+    ttl: Literal["30m", "12h"] | None = None
 
 
 class Caching(Struct, forbid_unknown_fields=True):
@@ -211,7 +216,7 @@ class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: Tokens | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    service_tier: Tier | None = None
 
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -219,8 +224,14 @@ class ChatBody(Body, kw_only=True, forbid_unknown_fields=True):
     tool_choice: Literal["none", "auto", "required"] | OneTool | SomeTools | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     modalities: list[str] | None = None
+    # Known, and refused where they ask for something.
+    audio: None = None
+    functions: None = None
+    function_call: None = None
+    web_search_options: None = None
+    moderation: None = None
 
     # Accepted and ignored: they change nothing in an answer.
     store: bool | None = None

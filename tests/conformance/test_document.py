@@ -38,7 +38,8 @@ def test_it_is_served(service: Service) -> None:
 
 
 def test_every_route_of_a_surface_is_in_it() -> None:
-    """Those that people and machines ask about the service's state apart, and older names of others."""
+    """Apart from those that people and machines ask about the service's state, older names of others, and one
+    that only says why not."""
     served = {
         (method.lower(), re.sub(r":\w+}", "}", path))
         for route in Litestar(routes(ScriptedDesk(), Gateway()), openapi_config=None).routes
@@ -53,7 +54,7 @@ def test_every_route_of_a_surface_is_in_it() -> None:
     rest = {path for _, path in served - told if not path.startswith("/ui")} - untold
 
     assert told - served == set()
-    assert rest == {"/v1/responses/{id}/cancel"}
+    assert rest == {"/v1/responses/{id}/cancel", "/v1/responses/{id}/input_items"}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda op: f"{op.method} {op.path}")

@@ -146,7 +146,8 @@ def test_a_conversation_goes_on(client: OpenAI) -> None:
 
 
 def test_it_can_be_asked_for_again(client: OpenAI) -> None:
-    """Whole, as a stream, as the rest of one; until it is deleted. What is not to be stored is not."""
+    """Whole, as a stream, as the rest of one; until it is deleted. What is not to be stored is not, nor are a
+    request's items."""
     made = client.responses.create(**STILL, input="Who are you?", stream=True)
     told: Any = list(made)
     id = told[-1].response.id
@@ -154,15 +155,17 @@ def test_it_can_be_asked_for_again(client: OpenAI) -> None:
     streamed = list(client.responses.retrieve(id, stream=True))
     rest = list(client.responses.retrieve(id, stream=True, starting_after=5))
     hidden = client.responses.create(**STILL, input="Who are you?", store=False)
+    with pytest.raises(openai.BadRequestError, match="is not kept as items"):
+        client.responses.input_items.list(id)
     client.responses.delete(id)
 
     assert told[-1].response == again
     assert told == streamed
     assert told[6:] == rest
     for gone in (id, hidden.id):
-        with pytest.raises(openai.NotFoundError):
+        with pytest.raises(openai.NotFoundError, match="kept for 60 minutes where it was made"):
             client.responses.retrieve(gone)
-        with pytest.raises(openai.NotFoundError):
+        with pytest.raises(openai.NotFoundError, match="Send its conversation in 'input'"):
             client.responses.create(**STILL, input="a", previous_response_id=gone)
 
 

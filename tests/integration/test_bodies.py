@@ -198,6 +198,8 @@ async def test_counts_have_limits(start: Start, body: dict[str, Any], named: str
             {"messages": [{"role": "assistant", "content": "hi", "annotations": [{}]}]},
             "Invalid 'messages[0].annotations': what it holds is not supported.",
         ),
+        ("responses", {"conversation": "x"}, "Invalid 'conversation': what it holds is not supported."),
+        ("chat/completions", {"functions": []}, "Invalid 'functions': what it holds is not supported."),
     ],
 )
 async def test_what_is_not_supported_is_said_in_words(

@@ -280,9 +280,7 @@ def _effort(body: Counted, model: Model) -> str | None:
         raise refused("thinking", f"'thinking' is enabled, but the model '{model.name}' does not reason.")
     if asked == "disabled":
         return "none" if model.voice.reasoning else None
-    if effort:
-        return "xhigh" if effort == "max" else effort
-    return "medium" if asked == "enabled" else None
+    return effort or ("medium" if asked == "enabled" else None)
 
 
 # What is answered

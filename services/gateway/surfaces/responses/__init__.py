@@ -23,7 +23,7 @@ from services.gateway.desk import Answer
 from services.gateway.speech import Speech
 from services.gateway.stream import HEADERS
 from services.gateway.surfaces.responses import asked
-from services.gateway.surfaces.responses.kept import Kept
+from services.gateway.surfaces.responses.kept import KEEP_S, Kept
 from services.gateway.surfaces.responses.unfolding import Unfolding
 from services.gateway.visit import Visit
 
@@ -74,8 +74,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
             return []
         response = kept.get(tenant, id)
         if response is None:
-            message = f"There is no response '{id[:100]}' any more."
-            raise Failure(Code.NOT_FOUND, message, param="previous_response_id")
+            raise _unknown(id, "Send its conversation in 'input'.", param="previous_response_id")
         if not response.ended:
             raise refused("previous_response_id", f"The response '{id[:100]}' is still being made.")
         return response.conversation
@@ -84,7 +83,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         id = scope["path_params"]["id"]
         response = kept.get(Visit.of(scope).tenant.name, id)
         if response is None:
-            raise Failure(Code.NOT_FOUND, f"There is no response '{id[:100]}' any more.")
+            raise _unknown(id, "Ask for it anew.")
         return response
 
     async def retrieve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,6 +93,12 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
             await told(response.whole)(scope, receive, send)
         else:
             await attended(scope, receive, _follow(response, after, send))
+
+    async def items(scope: Scope, receive: Receive, send: Send) -> None:
+        said = (
+            f"What the response '{found(scope).id}' was asked is not kept as items: whoever asked has them."
+        )
+        raise refused("input_items", said)
 
     async def cancel(scope: Scope, receive: Receive, send: Send) -> None:
         response = found(scope)
@@ -112,8 +117,14 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         at("POST", PATH, counter.generating(create)),
         at("GET", ONE, retrieve),
         at("DELETE", ONE, delete),
+        at("GET", ONE + "/input_items", items),
         at("POST", ONE + "/cancel", cancel),
     ]
+
+
+def _unknown(id: str, instead: str, param: str | None = None) -> Failure:
+    where = f"Each is kept for {KEEP_S / 60:g} minutes where it was made, unless 'store' was false"
+    return Failure(Code.NOT_FOUND, f"There is no response '{id[:100]}' here. {where}. {instead}", param=param)
 
 
 def _after(scope: Scope) -> int | None:

@@ -11,7 +11,7 @@ from services.gateway.desk import Ask
 from services.gateway.surfaces import chat
 from services.gateway.surfaces.responses.unfolding import turns_of
 from services.gateway.visit import Visit
-from services.gateway.wire import MAX_MESSAGES, MAX_TOOLS, Break, Caching, Share, Tokens
+from services.gateway.wire import MAX_MESSAGES, MAX_TOOLS, Break, Caching, Effort, Share, Tier, Tokens
 
 OURS = {
     "messages": "input",
@@ -91,7 +91,7 @@ class TextConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ReasoningConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Effort | None = None
     summary: Literal["auto"] | None = None  # the best there is: none
     generate_summary: Literal["auto"] | None = None
 
@@ -128,12 +128,17 @@ class Body(Struct, forbid_unknown_fields=True, kw_only=True):
     # Reasoning is told in plain text, and heard again: nothing is missing where it is not encrypted.
     include: list[Literal["reasoning.encrypted_content"]] | None = None
     top_logprobs: Literal[0] | None = None
+    conversation: None = None
+    max_tool_calls: None = None
+    prompt: None = None
+    context_management: None = None
+    moderation: None = None
     # Accepted and ignored: they change nothing in an answer.
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     prompt_cache_options: Caching | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    service_tier: Tier | None = None
 
 
 def turns(body: Body) -> list[dict[str, Any]]:
