@@ -1,9 +1,11 @@
 """One operating system process that lives no longer than its parent: start it, read its log, end it."""
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from millrace import logs
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LOG_LIMIT = 16 << 20
-"""A log this long is set aside when its process is started again; one older log is kept."""
+"""A log longer than this is set aside; one older log is kept."""
 
 ALARMING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL)\b|\[(?:ERR|FTL)\]")  # ours; nats-server's
 
@@ -34,6 +36,10 @@ def _mortal() -> Callable[[], None]:
     return bind
 
 
+def _aside(log: Path) -> Path:
+    return log.with_name(log.name + ".1")
+
+
 class Child:
     """Output goes straight to a file, never through a pipe: a paused parent must not block its children."""
 
@@ -41,9 +47,11 @@ class Child:
         self, command: Sequence[str], env: Mapping[str, str], log: Path, pass_fds: Sequence[int] = ()
     ):
         if log.exists() and log.stat().st_size > LOG_LIMIT:
-            log.replace(log.with_name(log.name + ".1"))
+            log.replace(_aside(log))
+        self._path = log
         with log.open("ab") as out:
-            self._log: IO[bytes] = log.open("rb")  # before there is a process that nobody would know of
+            # Before there is a process that nobody would know of.
+            self._log: IO[bytes] = log.open("r+b", buffering=0)
             self._read = os.fstat(out.fileno()).st_size
             self._popen: subprocess.Popen[bytes] = subprocess.Popen(
                 command,
@@ -95,8 +103,28 @@ class Child:
     def warnings(self) -> list[str]:
         """What it wrote of level warning or worse since this was last asked, from the level's name on."""
         self._collect()
+        if self._read > LOG_LIMIT:
+            with contextlib.suppress(OSError):  # no room for it, or somebody has removed it
+                self._set_aside()
         alarms, self._alarms = self._alarms, []
         return alarms
+
+    def _set_aside(self) -> None:
+        """The process holds its file open, to append: it is copied and emptied. What was written between the
+        two would be lost, so there is nothing between them."""
+        part = _aside(self._path).with_suffix(".part")
+        self._log.seek(0)
+        try:
+            with part.open("wb") as old:
+                shutil.copyfileobj(self._log, old)
+                old.flush()
+                shutil.copyfileobj(self._log, old)
+                os.ftruncate(self._log.fileno(), 0)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        self._read = 0
+        part.replace(_aside(self._path))
 
     def _collect(self) -> None:
         if self._log.closed or os.fstat(self._log.fileno()).st_size <= self._read:
