@@ -31,7 +31,8 @@ from bench import machine, twins
 from bench.alone import Alone
 from bench.cpu import share
 from bench.load import Heard, ask
-from millrace import control, models, plan
+from millrace import models, plan
+from millrace.up import control
 from tests.kit.service import environment, free_port
 
 SLOTS = 16

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import witness
 from bench.cpu import Memory, Reading, memory
-from millrace import control
+from millrace.up import control
 
 ROOT = Path(__file__).parents[1]
 START_S = 30.0

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from millrace import __version__, completion, model_command, settings, standard, talk
-from millrace.client import KEY
+from millrace import __version__, settings
+from millrace.command import completion, model_command, standard, talk
+from millrace.command.client import KEY
 from millrace.settings import ROLES, SettingError
 
 if TYPE_CHECKING:
-    from millrace.client import Client
+    from millrace.command.client import Client
 
 COMMANDS = {
     "up": "run a whole service on this machine",
@@ -154,7 +155,7 @@ def _run(command: str, args: dict[str, Any]) -> int:
         print(completion.script(_parser(), args["shell"]), end="")
         return 0
     if command == "top":
-        from millrace import top
+        from millrace.command import top
 
         return _asking(lambda client: top.run(client, sys.stdout, once=args["once"]), args)
     if command in ("chat", "complete"):
@@ -175,7 +176,7 @@ def _run(command: str, args: dict[str, Any]) -> int:
 
 
 def _up(args: dict[str, Any]) -> int:
-    from millrace import place, up
+    from millrace.up import place, up
 
     own = {key: value for key, value in args.items() if key in settings.Up.__struct_fields__}
     passed = {key: value for key, value in args.items() if key not in own and value is not None}
@@ -235,7 +236,9 @@ def _healthy(file: Path | None, live: bool) -> int:
 def _trace(args: dict[str, Any]) -> int:
     import shutil
 
-    from millrace import control, tracefile, waterfall
+    from millrace import tracefile
+    from millrace.command import waterfall
+    from millrace.up import control
 
     name, slow = args.pop("request"), args.pop("slow")
     args.pop("last")
@@ -263,7 +266,7 @@ def _trace(args: dict[str, Any]) -> int:
 
 
 def _order(command: str, args: dict[str, Any]) -> int:
-    from millrace import control
+    from millrace.up import control
 
     as_json = args.pop("json", False)
     what: control.Order
@@ -293,7 +296,7 @@ def _order(command: str, args: dict[str, Any]) -> int:
 
 
 def _doctor(args: dict[str, Any]) -> int:
-    from millrace import doctor
+    from millrace.command import doctor
 
     as_json = args.pop("json")
     up, engine = settings.load(settings.Up, args), settings.load(settings.Engine, args)
@@ -303,8 +306,8 @@ def _doctor(args: dict[str, Any]) -> int:
 
 def _asking(run: "Callable[[Client], int]", args: dict[str, Any]) -> int:
     """Run a command that asks the service at --url, or the one on this machine."""
-    from millrace import control
-    from millrace.client import Client, Refused
+    from millrace.command.client import Client, Refused
+    from millrace.up import control
 
     where = {name: args.pop(name) for name in ("state_dir", "port")}
     url = args.pop("url")
@@ -318,7 +321,7 @@ def _asking(run: "Callable[[Client], int]", args: dict[str, Any]) -> int:
 
 def _folder(args: dict[str, Any]) -> Path:
     """The service that is meant: a directory or a port that was named, else the only one there is."""
-    from millrace import control
+    from millrace.up import control
 
     named = settings.load(settings.Up, args)
     if named.state_dir or args["port"] is not None:

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from millrace.broker import greets
-from millrace.control import Row
+from millrace.up.broker import greets
+from millrace.up.control import Row
 from tests.chaos import prefill
 from tests.chaos.load import LATE, Wish
 from tests.chaos.site import Site

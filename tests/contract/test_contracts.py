@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -102,6 +103,18 @@ def test_no_service_imports_another() -> None:
         wrong += [(path.name, i) for i in imports(path) if i.startswith("services") and not i.startswith(own)]
 
     assert [] == wrong
+
+
+def test_only_the_command_line_imports_its_parts() -> None:
+    """What nobody but `millrace` itself runs is no part of what the services share."""
+    own = {
+        ROOT / "millrace/cli.py",
+        *(ROOT / "millrace/up").iterdir(),
+        *(ROOT / "millrace/command").iterdir(),
+    }
+    others = [path for path in SOURCES if path not in own]
+
+    assert [] == [(p.name, i) for p in others for i in imports(p) if re.match(r"millrace\.(up|command)\b", i)]
 
 
 def test_only_the_bus_imports_nats() -> None:

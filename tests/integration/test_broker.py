@@ -15,12 +15,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from millrace import nats_conf, subjects
-from millrace.broker import Broker
 from millrace.bus import Bus, Inbox
 from millrace.messages import Here
 from millrace.provision import provision
 from millrace.subjects import Role
 from millrace.telemetry import Context
+from millrace.up.broker import Broker
 
 
 @contextmanager

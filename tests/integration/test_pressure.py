@@ -10,8 +10,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from millrace.control import Row
 from millrace.subjects import PULL_EXPIRES_S
+from millrace.up.control import Row
 from tests.kit.client import ask
 from tests.kit.service import Service
 

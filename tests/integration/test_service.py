@@ -17,12 +17,13 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from millrace import control, models
 from millrace import messages as m
+from millrace import models
 from millrace.bus import Bus, Inbox
 from millrace.jetstream import JetStream
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, JOBS, PRESENCE, TOKENIZER, Lane, Role
 from millrace.telemetry import Context
+from millrace.up import control
 from tests.kit.client import ask
 from tests.kit.service import ROOT, Service, environment
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from millrace import place
-from millrace.seat import backoff
-from millrace.supervise import ends
+from millrace.up import place
+from millrace.up.seat import backoff
+from millrace.up.supervise import ends
 from tests.kit.command import FAST, LIMIT_S, ROLES, Up, all_gone, call, launch, watched
 from tests.kit.service import environment
 

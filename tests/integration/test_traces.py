@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from millrace import tracefile, waterfall
-from millrace.waterfall import Row, Trace
+from millrace import tracefile
+from millrace.command import waterfall
+from millrace.command.waterfall import Row, Trace
 from tests.kit.client import Answer, ask
 from tests.kit.collector import Collector, collecting
 from tests.kit.prometheus import parse, total

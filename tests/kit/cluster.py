@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
-from millrace.broker import binary, greets
 from millrace.bus import Bus
 from millrace.nats_conf import CONFIG, Tls
 from millrace.provision import GATEWAYS, LEAVES, URL, provision
 from millrace.subjects import JOBS, Role
+from millrace.up.broker import binary, greets
 from tests.kit.wire import Wire
 
 PORT = 4222

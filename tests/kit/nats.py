@@ -4,9 +4,9 @@ import asyncio
 import subprocess
 from pathlib import Path
 
-from millrace.broker import Broker
 from millrace.bus import Bus
 from millrace.subjects import Role
+from millrace.up.broker import Broker
 
 
 class Server:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 
-from millrace import control
-from millrace.control import ControlError, Row
+from millrace.up import control
+from millrace.up.control import ControlError, Row
 from tests.kit.client import ask
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from millrace.child import LOG_LIMIT, Child
+from millrace.up.child import LOG_LIMIT, Child
 
 WRITE = """
 import os, sys, time

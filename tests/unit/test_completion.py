@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from millrace.cli import COMMANDS, _parser
-from millrace.completion import script
+from millrace.command.completion import script
 
 ASKED = {
     "bash": 'source ./bash; COMP_WORDS=(millrace "$@"); COMP_CWORD=$#; _millrace; '

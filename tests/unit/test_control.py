@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from millrace import control
-from millrace.control import ControlError, Done, Order, Ps, Restart, Said, Scale
+from millrace.up import control
+from millrace.up.control import ControlError, Done, Order, Ps, Restart, Said, Scale
 
 ORDERS: list[Order] = [Ps(), Scale("engine", 2), Restart()]
 

@@ -9,9 +9,9 @@ import pytest
 
 from millrace import cli, cuda, settings
 from millrace.convert.runtime import NoCuda, session
-from millrace.launch import Launch
-from millrace.seat import Seat
 from millrace.subjects import Role
+from millrace.up.launch import Launch
+from millrace.up.seat import Seat
 
 HAS = {"onnxruntime-gpu": "1.31.1"}
 TWO = [cuda.Device("A", 80 << 30, 79 << 30), cuda.Device("B")]

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from millrace import cuda, doctor, models, settings, store
+from millrace import cuda, models, settings, store
 from millrace.capacity import Memory, Needs, fit
-from millrace.doctor import Finding
+from millrace.command import doctor
+from millrace.command.doctor import Finding
 
 HERE = Path("/somewhere")
 CPU = ("CPUExecutionProvider",)

@@ -11,7 +11,7 @@ from tests.kit.service import ROOT
 CLOSED = """
 import os, sys
 
-from millrace import standard
+from millrace.command import standard
 
 standard.prepare()
 print(sys.stdin.read(), "\u2588")
@@ -37,7 +37,7 @@ sys.exit(getattr(importlib.import_module(module), name)())
 
 
 @pytest.mark.parametrize(
-    "module", ["argparse", "msgspec", "millrace.settings", "millrace.talk", "millrace.doctor"]
+    "module", ["argparse", "msgspec", "millrace.settings", "millrace.command.talk", "millrace.command.doctor"]
 )
 def test_ctrl_c_is_quiet_from_the_first_module_on(module: str) -> None:
     """While any of them is being read, those that one command alone needs too: status 130, and no words."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from millrace.control import Row, table
-from millrace.panel import Lines, picture
-from millrace.welcome import Welcome, program
+from millrace.up.control import Row, table
+from millrace.up.panel import Lines, picture
+from millrace.up.welcome import Welcome, program
 
 HEAD = ("millrace sim   http://127.0.0.1:8000", "state and logs: /home/someone/.local/state/millrace/8000")
 ROWS = [

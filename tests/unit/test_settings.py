@@ -5,8 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from millrace import cli, settings, up
+from millrace import cli, settings
 from millrace.settings import Engine, Gateway, SettingError, Up, load
+from millrace.up import up
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from millrace import cli, control, models, settings, store, whole
+from millrace import cli, models, settings, store, whole
+from millrace.up import control
 from tests.kit.checkpoint import write_checkpoint
 from tests.kit.models import FAMILIES
 

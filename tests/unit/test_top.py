@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from millrace.top import Seen, picture, plain, plot
+from millrace.command.top import Seen, picture, plain, plot
 
 
 def process(role: str, load: int = 0, room: int = 0, cpu_s: float = 0.0, **more: Any) -> dict[str, Any]:

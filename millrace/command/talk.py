@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from millrace.client import Client, Refused, failure
+from millrace.command.client import Client, Refused, failure
 from millrace.settings import SettingError
 
 NEW = "/new"

@@ -16,16 +16,17 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from millrace import control, home, messages, panel, settings
-from millrace.child import Child, ending
-from millrace.control import ControlError, Row, Say
-from millrace.launch import Launch
-from millrace.place import CannotStart
-from millrace.seat import NATS, SILENT_S, Seat, backoff
+from millrace import messages, settings
 from millrace.settings import MOST
 from millrace.subjects import PRESENCE, Role
 from millrace.telemetry import Context
-from millrace.welcome import Welcome
+from millrace.up import control, home, panel
+from millrace.up.child import Child, ending
+from millrace.up.control import ControlError, Row, Say
+from millrace.up.launch import Launch
+from millrace.up.place import CannotStart
+from millrace.up.seat import NATS, SILENT_S, Seat, backoff
+from millrace.up.welcome import Welcome
 
 INNER = (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER)
 SCALED = (Role.GATEWAY, *INNER)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from millrace.control import Row
-from millrace.welcome import Welcome
+from millrace.up.control import Row
+from millrace.up.welcome import Welcome
 
 HEAD = 5
 """Lines around the processes: two of a head, an empty one, their names, and the cursor's."""

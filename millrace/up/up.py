@@ -12,13 +12,14 @@ from typing import Any
 
 import msgspec
 
-from millrace import control, cuda, keys, logs, models, panel, possible, settings, tls
-from millrace.broker import binary
-from millrace.launch import Launch
-from millrace.place import CannotStart, claim, listen, public_url
+from millrace import cuda, keys, logs, models, possible, settings, tls
 from millrace.subjects import Role
-from millrace.supervise import SCALED, Supervisor
-from millrace.welcome import Welcome, program
+from millrace.up import control, panel
+from millrace.up.broker import binary
+from millrace.up.launch import Launch
+from millrace.up.place import CannotStart, claim, listen, public_url
+from millrace.up.supervise import SCALED, Supervisor
+from millrace.up.welcome import Welcome, program
 
 
 def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
@@ -88,7 +89,7 @@ def _environment(passed: Mapping[str, Any]) -> dict[str, str]:
     # What is started later must not run without what the file said, keys say, because file or folder is gone.
     if settings.CONFIG in env or Path(settings.FILE).exists():
         env[settings.CONFIG] = str(Path(env.get(settings.CONFIG, settings.FILE)).absolute())
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     if root.name not in ("site-packages", "dist-packages"):  # run from a checkout
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), env.get("PYTHONPATH", "")]))
     return env

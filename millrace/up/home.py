@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from millrace import control
-from millrace.place import CannotStart, reclaim
+from millrace.up import control
+from millrace.up.place import CannotStart, reclaim
 
 LOOK_S = 0.25
 GONE = 4

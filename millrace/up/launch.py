@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from millrace import cuda, settings, tracefile
-from millrace.broker import Broker
-from millrace.child import Child
 from millrace.provision import Elsewhere
-from millrace.seat import NATS, Seat
 from millrace.subjects import Role
+from millrace.up.broker import Broker
+from millrace.up.child import Child
+from millrace.up.seat import NATS, Seat
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -3,8 +3,8 @@
 import asyncio
 
 from millrace import messages
-from millrace.child import Child
-from millrace.control import Row
+from millrace.up.child import Child
+from millrace.up.control import Row
 
 NATS = "nats"
 SILENT_S = 3.0

@@ -19,10 +19,11 @@ from typing import Literal
 
 import msgspec
 
-from millrace import broker, cache, control, cuda, models, nats_conf, place, possible, settings, store
+from millrace import cache, cuda, models, nats_conf, possible, settings, store
 from millrace.capacity import CannotFit, Fit, Memory
 from millrace.columns import size
 from millrace.machine import Machine
+from millrace.up import broker, control, place
 
 State = Literal["ok", "warn", "bad"]
 

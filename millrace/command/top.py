@@ -10,9 +10,9 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Sequence
 from typing import Any, TextIO
 
-from millrace.client import Client, Refused
 from millrace.columns import size, table
-from millrace.panel import BAR, COLOURS, Canvas, bar
+from millrace.command.client import Client, Refused
+from millrace.up.panel import BAR, COLOURS, Canvas, bar
 
 WINDOW_S = 3.0
 """Over which a process' share of a processor is taken: it tells of itself twice a second."""

@@ -1,0 +1,1 @@
+"""`millrace up`: a whole service on one machine, its processes and its nats-server."""
