@@ -12,7 +12,7 @@ from millrace import capacity, cli, models, plan, settings
 from millrace.capacity import CannotFit, Memory, Needs, fit
 from millrace.convert import convert
 from millrace.machine import Machine
-from services.engine import actor
+from services.engine import opening
 from services.engine.session import OrtModel
 from tests.kit.checkpoint import write_checkpoint
 from tests.kit.models import FAMILIES
@@ -99,14 +99,14 @@ def test_the_engine_refuses_to_start_so(tmp_path: Path, slots: int, max_len: int
     """As a wrong setting, before it loads anything."""
     hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
     with pytest.raises(settings.SettingError, match="1000000 slots of 1024 tokens take up to"):
-        actor.fitted(models.find(str(hub)), settings.Engine(slots=slots, max_len=max_len))
+        opening.fitted(models.find(str(hub)), settings.Engine(slots=slots, max_len=max_len))
 
 
 def test_the_engine_takes_what_fits(tmp_path: Path) -> None:
     """Of a machine whose memory is small, here by its cgroup: fewer slots, and no room for prefixes."""
     hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
     root = machine(tmp_path, limit=290 << 20)
-    found = actor.fitted(models.find(str(hub)), settings.Engine(sysroot=str(root)))
+    found = opening.fitted(models.find(str(hub)), settings.Engine(sysroot=str(root)))
 
     assert (capacity.SLOTS, 1) > (found.slots, found.prefix_cache_mb) > (0, -1)
 
@@ -114,7 +114,7 @@ def test_the_engine_takes_what_fits(tmp_path: Path) -> None:
 def test_a_machine_that_tells_nothing_is_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """To have memory enough; the log has a warning."""
     hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
-    found = actor.fitted(models.find(str(hub)), settings.Engine(sysroot=str(tmp_path)))
+    found = opening.fitted(models.find(str(hub)), settings.Engine(sysroot=str(tmp_path)))
 
     assert capacity.SLOTS == found.slots
     assert "what fits is not known" in caplog.text

@@ -11,7 +11,7 @@ from millrace import cuda, models, settings
 from millrace.convert import card, convert
 from millrace.convert.network import Form
 from millrace.messages import Sampling
-from services.engine import actor, device
+from services.engine import device, opening
 from services.engine.captured import LEAST, Shapes
 from services.engine.far import STAGED, FarSlots
 from services.engine.host import HostShelf
@@ -93,13 +93,13 @@ def test_an_engine_on_a_gpu_keeps_prefixes_there_and_here(
     given = settings.Engine(
         device="cuda", slots=2, max_len=64, prefix_cache_mb=1, prefix_host_mb=3, cuda_graphs=captures
     )
-    model = actor.real(models.find(str(folder), ""), given, cuda.Device("A"))
+    model = opening.real(models.find(str(folder), ""), given, cuda.Device("A"))
 
     assert isinstance(model, OrtModel) and isinstance(model.shelf, HostShelf)
     assert (1 << 20) // model.block.nbytes == model.places > 0
     assert (3 << 20) // model.block.nbytes == model.shelf.places
     assert captures == (model._shapes is not None)
-    actor.warm_up(model)
+    opening.warm_up(model)
 
 
 def test_weights_are_there_once(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from millrace import models, possible, settings
 from millrace.convert import convert
-from services.engine import actor, pages
+from services.engine import opening, pages
 from services.engine.near import mapped
 from services.engine.session import OrtModel
 from tests.kit.checkpoint import write_checkpoint
@@ -85,12 +85,12 @@ def test_keys_and_values_are_in_large_pages_if_that_is_asked_for(
     write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
     folder = convert(tmp_path / "hub", tmp_path / "model")
     given = settings.Engine(slots=2, max_len=64, large_pages=large)
-    model = actor.real(models.find(str(folder)), given)
+    model = opening.real(models.find(str(folder)), given)
     assert isinstance(model, OrtModel)
     address = model._slots.bound(0, 0, 0, 1)[-1]
 
     assert ("hg" if large else "nh") in advice(address)
-    actor.warm_up(model)
+    opening.warm_up(model)
 
 
 def test_it_is_said_that_there_are_none(

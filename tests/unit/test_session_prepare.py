@@ -16,7 +16,7 @@ from millrace.convert import card, convert
 from millrace.convert.card import Quant
 from millrace.messages import Sampling
 from millrace.pooling import Pooling
-from services.engine import actor, prepare
+from services.engine import opening, prepare
 from services.engine.prefix import BLOCK
 from services.engine.scheduler import Chunk, Keep, Shelve, Step
 from services.engine.sequence import Sequence
@@ -132,7 +132,7 @@ import subprocess
 import sys
 from pathlib import Path
 from millrace import models
-from services.engine import actor, prepare
+from services.engine import opening, prepare
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 ready = prepare.converted(models.find(sys.argv[1]), Path(sys.argv[2]))
 print(prepare.prepared(ready, Path(sys.argv[2])))
@@ -190,7 +190,7 @@ def test_the_engine_takes_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     hub = write_checkpoint(tmp_path / "hub", FAMILIES["llama2"])
     ours = convert(hub, tmp_path / "ours", quant, accept=True)
     for folder in (hub, ours):
-        actor.warm_up(actor.real(models.find(str(folder)), settings.Engine(slots=2, max_len=64)))
+        opening.warm_up(opening.real(models.find(str(folder)), settings.Engine(slots=2, max_len=64)))
 
 
 def test_a_folder_that_cannot_run_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_run_is_a_wrong_setting(tmp_path: Path, monkeypatch
     (hub / "model.safetensors").unlink()
 
     with pytest.raises(settings.SettingError, match=r"model.safetensors is missing"):
-        actor.real(models.find(str(hub)), settings.Engine(slots=2))
+        opening.real(models.find(str(hub)), settings.Engine(slots=2))
 
 
 def test_a_file_that_cannot_be_read_is_a_wrong_setting(
@@ -224,7 +224,7 @@ def test_a_file_that_cannot_be_read_is_a_wrong_setting(
             if spoilt == "folder":
                 path.mkdir()
             with pytest.raises(ValueError, match=f"{folder}/") as found:
-                actor.real(models.find(str(folder)), settings.Engine(slots=1))
+                opening.real(models.find(str(folder)), settings.Engine(slots=1))
             assert "\n" not in str(found.value)
 
 
