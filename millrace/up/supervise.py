@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ has room again, until it is started anew: which streams do not notice."""
 MEET_S = 2.0
 """For the gateways to hear of everybody. Where somebody is missing, as with `--engines 0`, none ever will."""
 
+FORMER = 64
+"""Of so many processes that ended the ids are kept: what one said last may be heard after its end."""
+
 ROOM = 4 << 20
 """Bytes free, from which on a restart is worth it."""
 
@@ -91,6 +95,7 @@ class Supervisor:
         self._broker = launch.broker
         self._seats: list[Seat] = []
         self._guests: dict[str, tuple[messages.Here, float]] = {}  # those who joined by hand
+        self._former: deque[str] = deque(maxlen=FORMER)
         self._children: set[Child] = set()
         self._one_order = asyncio.Lock()
         self._stuck = False  # nats-server cannot store
@@ -251,6 +256,7 @@ class Supervisor:
         finally:
             self._children.discard(child)
             self._pass_on(seat)
+            self._former.append(seat.id)
             seat.end()
             if greeting:
                 greeting.cancel()
@@ -321,6 +327,8 @@ class Supervisor:
                 if not seat.leaving.is_set() and not seat.replacing:
                     self._now(seat, here.state)
                 return
+        if here.id in self._former:
+            return
         if here.id not in self._guests:
             self._event(f"{here.role} {here.id} joined from outside")
         self._guests[here.id] = (here, now)

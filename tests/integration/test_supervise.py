@@ -12,6 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from millrace.bus import Bus
+from millrace.messages import Here
+from millrace.subjects import PRESENCE, Role
 from millrace.up import place
 from millrace.up.seat import backoff
 from millrace.up.supervise import ends
@@ -337,6 +340,23 @@ async def test_a_process_may_join_by_hand(start: Start) -> None:
     engine.send_signal(signal.SIGTERM)
     await engine.communicate()
     await up.says("engine engine_guest left")
+    assert await up.stop() == 0
+
+
+async def test_what_a_process_said_last_makes_no_guest_of_it(start: Start) -> None:
+    """It may be heard after its end, which its parent knows of at once."""
+    up = await start()
+    (engine,) = [row for row in await up.ps() if row["role"] == "engine"]
+    os.kill(engine["pid"], signal.SIGKILL)
+    await up.says("engine", "died (SIGKILL), starting another")
+    url = (up.folder / "nats" / "engine.url").read_text().strip()
+    bus = await Bus.connect(url, Role.ENGINE, "test")
+    for id in (engine["id"], "engine_guest"):
+        bus.publish(PRESENCE.to(Role.ENGINE), Here(Role.ENGINE, id, engine["pid"], "ready", 0, 0))
+    await up.says("engine engine_guest joined from outside")
+    await bus.close()
+
+    assert engine["id"] not in [row["id"] for row in await up.ps()]
     assert await up.stop() == 0
 
 
