@@ -236,7 +236,7 @@ def _healthy(file: Path | None, live: bool) -> int:
 def _trace(args: dict[str, Any]) -> int:
     import shutil
 
-    from millrace import tracefile
+    from millrace import paint, tracefile
     from millrace.command import waterfall
     from millrace.up import control
 
@@ -259,9 +259,8 @@ def _trace(args: dict[str, Any]) -> int:
         what = f"no trace of {name!r}" if name else "no trace yet"
         print(f"millrace: {what} in {folder / tracefile.FOLDER}", file=sys.stderr)
         return 1
-    terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     columns = shutil.get_terminal_size((140, 24)).columns
-    print("\n".join(waterfall.drawn(found, traces, columns=columns, colour=terminal)))
+    print("\n".join(waterfall.drawn(found, traces, columns=columns, colour=paint.wanted(sys.stdout))))
     return 0
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from millrace import cache, cuda, models, nats_conf, possible, settings, store
+from millrace import cache, cuda, models, nats_conf, paint, possible, settings, store
 from millrace.capacity import CannotFit, Fit, Memory
 from millrace.columns import size
 from millrace.machine import Machine
@@ -331,7 +331,7 @@ def run(
 ) -> int:
     """The exit status: 1 if something would keep it from working."""
     found = []
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    colour = paint.wanted(sys.stdout)
     for finding in examine(up, gateway, engine):
         found.append(finding)
         if not as_json:
@@ -348,6 +348,6 @@ def run(
 
 def lines(finding: Finding, *, colour: bool) -> list[str]:
     code = {"ok": "32", "warn": "33", "bad": "31"}[finding.state]
-    state = f"\x1b[{code}m{finding.state:<4}\x1b[0m" if colour else f"{finding.state:<4}"
+    state = paint.brush(colour)(f"{finding.state:<4}", code)
     told = [f"{state}  {finding.name:<12} {finding.said}"]
     return [*told, f"{'':<19}-> {finding.mend}"] if finding.mend else told

@@ -3,12 +3,12 @@
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from millrace import paint
 from millrace.command.client import Client, Refused, failure
 from millrace.settings import SettingError
 
@@ -155,4 +155,4 @@ def _shown(text: str) -> str:
 
 
 def _dim(text: str, out: Any = None) -> str:
-    return f"\x1b[2m{text}\x1b[0m" if (out or sys.stdout).isatty() and "NO_COLOR" not in os.environ else text
+    return paint.brush(paint.wanted(out or sys.stdout))(text, "2")

@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Sequence
 from typing import Any, TextIO
 
+from millrace import paint
 from millrace.columns import size, table
 from millrace.command.client import Client, Refused
 from millrace.up.panel import BAR, COLOURS, Canvas, bar
@@ -131,10 +132,7 @@ def plot(values: Sequence[float], width: int) -> str:
 
 def picture(seen: Seen, url: str, *, columns: int, height: int, colour: bool) -> list[str]:
     """Lines that fit the terminal."""
-
-    def painted(text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if colour and code and text else text
-
+    painted = paint.brush(colour)
     served = sorted({process["model"] for process in seen.processes if process["model"]})
     rows = [
         (role, id, pid, state.ljust(8), load.ljust(BAR), *rest)
@@ -187,7 +185,7 @@ def run(client: Client, out: TextIO, *, once: bool) -> int:
         return 0
     canvas = Canvas(out)
     try:
-        _look(client, canvas)
+        _look(client, canvas, colour=paint.wanted(out))
     except KeyboardInterrupt:
         return 0
     finally:
@@ -195,8 +193,7 @@ def run(client: Client, out: TextIO, *, once: bool) -> int:
     return 0
 
 
-def _look(client: Client, canvas: Canvas) -> None:
-    colour = "NO_COLOR" not in os.environ
+def _look(client: Client, canvas: Canvas, *, colour: bool) -> None:
     seen = Seen()
     while True:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from millrace import spans
+from millrace import paint, spans
 from millrace.messages import digits_of
 from millrace.spans import Kind
 
@@ -148,10 +148,7 @@ def named(traces: Iterable[Trace], name: str) -> Trace | None:
 
 def drawn(trace: Trace, others: Sequence[Trace], *, columns: int, colour: bool) -> list[str]:
     """`others`: among them the steps that engines made for it."""
-
-    def painted(text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if colour and code and text.strip() else text
-
+    painted = paint.brush(colour)
     top = trace.top
     origin, whole = top.began, max(max(row.ended for row in trace.rows) - top.began, 0.001)
     rows = list(_ordered(trace))

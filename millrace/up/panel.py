@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from millrace import paint
 from millrace.up.control import Row
 from millrace.up.welcome import Welcome
 
@@ -75,7 +76,7 @@ class Panel:
         self._began = began
         self._welcome: Welcome | None = None
         self._events: deque[str] = deque(maxlen=EVENTS)
-        self._colour = "NO_COLOR" not in os.environ
+        self._colour = paint.wanted(out)
 
     def event(self, text: str) -> None:
         self._events.append(stamped(text, self._began))
@@ -131,10 +132,7 @@ def picture(
     colour: bool,
 ) -> list[str]:
     """The panel's lines, none wider than the terminal and not more than it is high."""
-
-    def painted(text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if colour and code and text else text
-
+    painted = paint.brush(colour)
     title, note = head
     names = f"{'role':<11} {'id':<18} {'pid':>7} {'state':<8} {'load':<{BAR + 8}} {'restarts':>8}"
     lines = [
