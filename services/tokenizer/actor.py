@@ -22,7 +22,7 @@ from millrace.telemetry import Context
 from millrace.wall import wall
 from services.tokenizer.encode import Encoder
 from services.tokenizer.trial import Trial
-from services.tokenizer.voice import thinking
+from services.tokenizer.voice import idle, thinking
 from services.tokenizer.wish import Wish
 
 STORE_S = 1.0
@@ -204,13 +204,13 @@ class TokenizerActor(Actor):
                 "this model has no form of tool calls that is known",
                 param="tools",
             )
-        args = msgspec.json.decode(given.template_args) if given.template_args else {}
+        args: dict[str, Any] = msgspec.json.decode(given.template_args) if given.template_args else {}
         return self._encoder.chat(
             msgspec.json.decode(given.messages),
             asked=asked,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
-            kwargs=self._effort(given.effort) | args,
+            kwargs=self._effort(given.effort) | self._told(args),
             most=most,
         )
 
@@ -236,6 +236,11 @@ class TokenizerActor(Actor):
                 param=param,
             )
 
+    def _told(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Those that say something to the template; it refuses what it does not know."""
+        knows, voice = self._encoder.knows, self._voice
+        return {name: value for name, value in args.items() if knows(name) or not idle(voice, name, value)}
+
     def _effort(self, effort: str) -> dict[str, Any]:
         """Of reasoning, as the template takes it: by name, or as a switch for all of it."""
         if not effort:
@@ -244,6 +249,8 @@ class TokenizerActor(Actor):
             return {"reasoning_effort": effort}
         if self._encoder.knows("enable_thinking"):
             return {"enable_thinking": effort != "none"}
+        if effort == "none" and not self._voice.reasoning:
+            return {}
         raise Failure(
             Code.INVALID_REQUEST, "this model's effort of reasoning cannot be set", param="reasoning_effort"
         )

@@ -14,6 +14,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from millrace.grammar import GrammarError
 from millrace.messages import Form
+from services.tokenizer.closed import close
 from services.tokenizer.voice import THINKING
 from services.tokenizer.wish import Wish
 
@@ -65,7 +66,7 @@ def _form(form: Form, nested: list[dict[str, str]]) -> list[str]:
         case "object":
             return [f"form: {_json({'type': 'object'})}"]
         case "schema":
-            return [f"form: {_json(json.loads(form.text))}"]
+            return [f"form: {_json(close(json.loads(form.text)))}"]
         case "regex":
             return [f"form: {_regex(form.text)}"]
         case "choice":
@@ -149,8 +150,7 @@ def _tag(tag: str, special: Callable[[str], bool]) -> str:
 
 def _schema(tool: dict[str, Any]) -> dict[str, Any]:
     """What the arguments have to be. One that is not strict is kept to as far as that can be done."""
-    nothing = {"properties": {}, "additionalProperties": False}
-    return {"type": "object"} | (tool.get("parameters") or nothing)
+    return close({"type": "object", **(tool.get("parameters") or {"properties": {}})})
 
 
 def _python_call(name: str, tool: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """How a model speaks, as its chat template gives it away: the form of its calls, and of its reasoning."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from millrace.messages import Voice
 
@@ -17,6 +18,9 @@ CALLS = (
 THINKING = "<think>", "</think>"
 DEEPSEEK = "<\uff5cAssistant\uff5c>"
 """Its models think without having said so, where the template does not say it for them."""
+
+SWITCHES = ("enable_thinking", "thinking")
+"""Arguments by which templates let their models reason, or not."""
 
 
 def of(template: str, *, calls: str, reasoning: str, controls: Iterable[str], ends: Iterable[str]) -> Voice:
@@ -40,3 +44,8 @@ def thinking(voice: Voice, prompt: str) -> bool:
     if voice.reasoning == "deepseek_r1":
         return not prompt.endswith(end)
     return voice.reasoning != "" and prompt.endswith(begin)
+
+
+def idle(voice: Voice, name: str, value: Any) -> bool:
+    """Whether an argument asks for no more than what the model does anyway: its template need not know it."""
+    return name in SWITCHES and (value is None or value is bool(voice.reasoning))

@@ -29,6 +29,7 @@ PERSON = {
     "required": ["name", "tags", "ok"],
     "additionalProperties": False,
 }
+UNSAID = {key: value for key, value in PERSON.items() if key != "additionalProperties"}
 STRICT = "tools[0].function.parameters"
 LOOK = {"type": "function", "function": {"name": "look", "parameters": PERSON}}
 WAIT = {"type": "function", "function": {"name": "wait"}}
@@ -165,6 +166,26 @@ async def test_a_call_is_made(client: AsyncOpenAI, choice: Any, more: Any, names
             assert 1 == len(calls)
         for name, arguments in calls:
             holds(PERSON if name == "look" else {"maxProperties": 0}, arguments)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"response_format": strictly(UNSAID)},
+        {"extra_body": {"guided_json": UNSAID}},
+        {
+            "tools": [{"type": "function", "function": {"name": "look", "parameters": UNSAID}}],
+            "tool_choice": {"type": "function", "function": {"name": "look"}},
+            "parallel_tool_calls": False,
+        },
+    ],
+)
+async def test_what_is_not_listed_is_not_there(client: AsyncOpenAI, more: Any) -> None:
+    """Where a schema says nothing of other properties, too."""
+    asked = [told(client, seed=seed, max_tokens=500, **more) for seed in range(6)]
+    for answer in await asyncio.gather(*asked):
+        text, calls, _, _ = summed(answer)
+        holds(PERSON, calls[0][1] if calls else text)
 
 
 REQUESTS: list[dict[str, Any]] = [

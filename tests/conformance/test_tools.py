@@ -101,3 +101,31 @@ def test_a_bad_tool_is_refused_by_name(client: OpenAI, body: dict[str, Any], par
         told(client, **body)
 
     assert param == refused.value.param
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        {"reasoning_effort": "none"},
+        {"extra_body": {"chat_template_kwargs": {"enable_thinking": False, "thinking": None}}},
+    ],
+)
+def test_a_model_that_cannot_reason_may_be_asked_not_to(client: OpenAI, hint: Any) -> None:
+    """It is what it does anyway."""
+    assert told(client).choices[0].message == told(client, **hint).choices[0].message
+
+
+@pytest.mark.parametrize(
+    ("hint", "param"),
+    [
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}}, "chat_template_kwargs"),
+        ({"extra_body": {"chat_template_kwargs": {"unknown": False}}}, "chat_template_kwargs"),
+    ],
+)
+def test_it_cannot_be_asked_to(client: OpenAI, hint: Any, param: str) -> None:
+    """Never left out in silence; nor what no template of its knows."""
+    with pytest.raises(BadRequestError) as refused:
+        told(client, **hint)
+
+    assert param == refused.value.param

@@ -143,7 +143,7 @@ TOOLS: list[dict[str, Any]] = [
 
 
 def wish(form: str, **more: Any) -> Wish:
-    tools = [{"type": "function", "function": tool | {"parameters": closed(tool)}} for tool in TOOLS]
+    tools = [{"type": "function", "function": tool} for tool in TOOLS]
     chat = Chat(b"", json.dumps(tools).encode(), **({"must_call": True} | more))
     return Wish(None, chat, Voice(form), False)
 

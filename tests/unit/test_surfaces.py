@@ -121,6 +121,53 @@ def test_anthropic_s_parameters() -> None:
     assert "" == claude(PLAIN, thinking={"type": "disabled"}).input.effort
 
 
+NOTHING: Any = {
+    **dict.fromkeys(("billing_policy", "compaction", "container", "context_management", "diagnostics")),
+    **dict.fromkeys(
+        ("fallback_credit_token", "fallbacks", "inference_geo", "mcp_servers", "speed", "thread")
+    ),
+    "output_config": {"task_budget": None},
+}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        NOTHING,
+        {"context_management": {}, "mcp_servers": [], "fallbacks": [], "speed": "standard"},
+        {"context_management": {"edits": []}, "inference_geo": "global"},
+        {"tools": [{"name": "f", "input_schema": {}, "eager_input_streaming": True, "defer_loading": False}]},
+    ],
+)
+def test_what_asks_for_nothing_is_taken(more: Any) -> None:
+    """Of what Anthropic's client can send along, its beta's too."""
+    assert 9 == claude(**more).max_tokens
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (
+            {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+            "context_management.edits",
+        ),
+        ({"mcp_servers": [{"type": "url", "url": "https://example.org", "name": "n"}]}, "mcp_servers"),
+        ({"fallbacks": "default"}, "fallbacks"),
+        ({"compaction": {"type": "summarize"}}, "compaction"),
+        ({"thread": {"type": "create"}}, "thread"),
+        ({"speed": "fast"}, "speed"),
+        ({"inference_geo": "eu"}, "inference_geo"),
+        ({"output_config": {"task_budget": {"type": "tokens", "total": 9}}}, "output_config.task_budget"),
+    ],
+)
+def test_what_is_missing_here_is_refused_by_name(more: Any, named: str) -> None:
+    """Never left out in silence."""
+    with pytest.raises(Failure) as caught:
+        claude(**more)
+
+    assert (named, f"'{named}'" in caught.value.message) == (caught.value.param, True)
+
+
 def test_ollama_s_results_find_their_calls() -> None:
     """By the tool's name, in order; calls without ids are given some."""
     call = {"function": {"name": "f", "arguments": {"a": 1}}}

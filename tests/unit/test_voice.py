@@ -1,6 +1,7 @@
 """How a model speaks, seen in its chat template."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,3 +64,20 @@ def test_where_an_answer_begins(reasoning: str, prompt: str, begun: bool) -> Non
 def test_the_shipped_model() -> None:
     """It calls as Hermes does, and does not reason."""
     assert Voice("hermes") == Encoder.load(DEMO).voice(calls="auto", reasoning="auto")
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "name", "value", "idle"),
+    [
+        ("", "enable_thinking", False, True),
+        ("", "thinking", None, True),
+        ("", "enable_thinking", True, False),
+        ("", "enable_thinking", 0, False),
+        ("", "other", False, False),
+        ("deepseek_r1", "enable_thinking", True, True),
+        ("deepseek_r1", "enable_thinking", False, False),
+    ],
+)
+def test_what_is_so_anyway_need_not_be_known(reasoning: str, name: str, value: Any, idle: bool) -> None:
+    """To reason of a model that does, and not to of one that cannot; never the other way round."""
+    assert idle == voice.idle(Voice("", reasoning), name, value)

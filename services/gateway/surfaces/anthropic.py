@@ -76,6 +76,10 @@ class Tool(Struct, forbid_unknown_fields=True, kw_only=True):
     type: Literal["custom"] | None = None
     strict: bool | None = None
     cache_control: Cache | None = None
+    # Its input is streamed as it comes, which is what the first of them asks for.
+    eager_input_streaming: bool | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    defer_loading: Literal[False] | None = None
 
 
 class Choice(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -100,10 +104,17 @@ class Format(Struct, forbid_unknown_fields=True, kw_only=True):
 class OutputConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: Format | None = None
+    task_budget: None = None
 
 
 class Metadata(Struct, forbid_unknown_fields=True):
     user_id: str | None = None
+
+
+class Edits(Struct, forbid_unknown_fields=True):
+    """Of what was said before: the whole of it is read, so that there are none."""
+
+    edits: Annotated[list[Any], Meta(max_length=0)] | None = None
 
 
 class Counted(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -117,6 +128,12 @@ class Counted(Struct, forbid_unknown_fields=True, kw_only=True):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     cache_control: Cache | None = None
+    speed: Literal["standard"] | None = None
+    # Known, and refused where they ask for something.
+    billing_policy: None = None
+    compaction: None = None
+    context_management: Edits | None = None
+    mcp_servers: Annotated[list[Any], Meta(max_length=0)] | None = None
 
 
 class Body(Counted, forbid_unknown_fields=True, kw_only=True):
@@ -128,6 +145,13 @@ class Body(Counted, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+    inference_geo: Literal["global"] | None = None
+    # Known, and refused where they ask for something.
+    container: None = None
+    diagnostics: None = None
+    fallback_credit_token: None = None
+    fallbacks: Annotated[list[Any], Meta(max_length=0)] | None = None
+    thread: None = None
 
 
 def routes(counter: Counter) -> list[HTTPRouteHandler]:
