@@ -84,6 +84,7 @@ def test_what_lists_its_properties_has_no_others(schema: Any, closed: Any) -> No
         {"anyOf": [B], "required": ["z"]},
         {"oneOf": [A, {"properties": {"a": {}, "b": {}}, "required": ["a", "b"]}]},
         {"oneOf": [{"$ref": "#/$defs/A"}, {"additionalProperties": {}, **B}], "$defs": {"A": A}},
+        {"oneOf": [{"properties": {"a": {"const": str(n)}}, "required": ["a"]} for n in range(101)]},
         {"allOf": [A, B]},
         {"$ref": "#/$defs/A", "$defs": {"A": {"items": A}}, "items": B},
         {**MANY, "$defs": {"A": A}},
