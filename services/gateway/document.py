@@ -7,7 +7,6 @@ import msgspec
 from millrace import __version__
 from services.gateway import wire
 from services.gateway.surfaces import anthropic, embeddings, ollama, tokens
-from services.gateway.surfaces.ollama import asked as asks
 from services.gateway.surfaces.ollama import embed
 from services.gateway.surfaces.responses import asked
 
@@ -18,12 +17,12 @@ POSTS: dict[str, tuple[str, type[Any]]] = {
     "/v1/completions": ("OpenAI's completion of a prompt", wire.TextBody),
     "/v1/responses": ("OpenAI's responses", asked.Body),
     "/v1/embeddings": ("OpenAI's embeddings, of a model that makes them", embeddings.Body),
-    "/v1/messages": ("Anthropic's messages", anthropic.Body),
-    "/v1/messages/count_tokens": ("How many tokens messages are", anthropic.Counted),
+    "/v1/messages": ("Anthropic's messages", anthropic.asked.Body),
+    "/v1/messages/count_tokens": ("How many tokens messages are", anthropic.asked.Counted),
     "/tokenize": ("The token ids of a prompt or a conversation", tokens.Tokenize),
     "/detokenize": ("The text of token ids", tokens.Detokenize),
-    "/api/chat": ("Ollama's chat", asks.ChatBody),
-    "/api/generate": ("Ollama's completion of a prompt", asks.TextRequest),
+    "/api/chat": ("Ollama's chat", ollama.asked.ChatBody),
+    "/api/generate": ("Ollama's completion of a prompt", ollama.asked.TextRequest),
     "/api/show": ("What a model is, for Ollama's clients", ollama.Named),
     "/api/pull": ("Whether a model is there, for Ollama's clients", ollama.Named),
     "/api/embed": ("Ollama's embeddings, of a model that makes them", embed.Body),

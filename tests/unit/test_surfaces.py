@@ -56,7 +56,7 @@ def events(raw: bytes) -> list[tuple[str, dict[str, Any]]]:
 
 def claude(model: Model = THINKS, **more: Any) -> Any:
     fields = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]} | more
-    return anthropic.ask(decode(anthropic.Body, json.dumps(fields).encode()), model, Visit())
+    return anthropic.asked.ask(decode(anthropic.asked.Body, json.dumps(fields).encode()), model, Visit())
 
 
 def turns(ask: Any) -> list[dict[str, Any]]:
@@ -248,8 +248,10 @@ def test_anthropic_streamed_and_whole(places: list[int]) -> None:
     """However the text is cut, the blocks add up to those of the whole message."""
     pieces = cut(SAID, places)
     answer = ScriptedAnswer([pieces])
-    whole = json.loads(asyncio.run(anthropic.told(answer, anthropic.Head(answer, THINKS), speech())))
-    told = anthropic.Events(anthropic.Head(answer, THINKS), 7, speech())
+    whole = json.loads(
+        asyncio.run(anthropic.blocks.told(answer, anthropic.blocks.Head(answer, THINKS), speech()))
+    )
+    told = anthropic.blocks.Events(anthropic.blocks.Head(answer, THINKS), 7, speech())
     blocks: list[dict[str, Any]] = []
     ended: list[int] = []
     for name, data in events(b"".join(told.of([piece]) for piece in pieces)):
@@ -305,7 +307,7 @@ async def _all(order: Any, pieces: list[Piece]) -> bytes:
 def test_signs_of_life() -> None:
     """What is told while nothing comes: a ping after the message's start, a line that says nothing."""
     answer = ScriptedAnswer([])
-    told = anthropic.Events(anthropic.Head(answer, PLAIN), 7, Speech())
+    told = anthropic.blocks.Events(anthropic.blocks.Head(answer, PLAIN), 7, Speech())
     body = decode(ollama.asked.ChatBody, b'{"model": "m", "messages": [{"role": "user", "content": "a"}]}')
     order = ollama.lines.order(ollama.asked.ask_chat(body, PLAIN, Visit()), body, PLAIN, ollama.lines.message)
     line = json.loads(order.events(answer, Speech()).waiting())

@@ -1,22 +1,13 @@
-"""`/v1/messages` and `/v1/messages/count_tokens`, as Anthropic has them."""
+"""What Anthropic's clients ask, and the same as OpenAI's clients would ask it."""
 
-import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
-from litestar.handlers import HTTPRouteHandler
-from litestar.types import Scope
 from msgspec import Meta, Struct
 
-from millrace.errors import Failure
-from millrace.messages import Chat, Encode, digits_of
-from services.gateway import fault
-from services.gateway.body import decode, refused
-from services.gateway.counter import Counter, Order, at
-from services.gateway.desk import Answer, Ask, Model, Piece
-from services.gateway.speech import Arguments, Call, Content, End, Part, Reason, Reasoning, Speech
-from services.gateway.stream import HEADERS, named_event
+from services.gateway.body import refused
+from services.gateway.desk import Ask, Model
 from services.gateway.surfaces import chat
 from services.gateway.visit import Visit
 from services.gateway.wire import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, Cache, Share, Stop, Tokens
@@ -29,8 +20,6 @@ OURS = {
     "parallel_tool_calls": "tool_choice",
 }
 """Our parameters by their names here."""
-
-STOP_REASONS: dict[Reason, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class Block(Struct, forbid_unknown_fields=True, tag_field="type", kw_only=True):
@@ -154,39 +143,6 @@ class Body(Counted, forbid_unknown_fields=True, kw_only=True):
     thread: None = None
 
 
-def routes(counter: Counter) -> list[HTTPRouteHandler]:
-    def messages(raw: bytes, scope: Scope) -> Order:
-        body = decode(Body, raw)
-        model = counter.known(body.model)
-        asked = ask(body, model, Visit.of(scope))
-
-        def events(job: Answer, speech: Speech) -> "Events":
-            return Events(Head(job, model), job.prompt_tokens, speech)
-
-        async def whole(job: Answer, speech: Speech) -> bytes:
-            return await told(job, Head(job, model), speech)
-
-        return Order(
-            ask=asked, model=model, streamed=bool(body.stream), events=events, whole=whole, names=OURS
-        )
-
-    async def count(raw: bytes, scope: Scope) -> dict[str, int]:
-        body = decode(Counted, raw)
-        model = counter.known(body.model)
-        conversation = ask(body, model, Visit.of(scope)).input
-        assert isinstance(conversation, Chat)
-        made = await counter.desk.encode(model.name, Encode(conversation, "count"))
-        return {"input_tokens": made.count}
-
-    return [
-        at("POST", "/v1/messages", counter.generating(messages)),
-        at("POST", "/v1/messages/count_tokens", counter.telling(count)),
-    ]
-
-
-# What is asked
-
-
 def ask(body: Counted, model: Model, visit: Visit) -> Ask:
     fields: dict[str, Any] = {"model": body.model, "messages": _messages(body)}
     if body.tools:
@@ -305,155 +261,3 @@ def _effort(body: Counted, model: Model) -> str | None:
     if asked == "disabled":
         return "none" if model.voice.reasoning else None
     return effort or ("medium" if asked == "enabled" else None)
-
-
-# What is answered
-
-
-class Head:
-    """A message before anything of it is said."""
-
-    def __init__(self, job: Answer, model: Model):
-        self.id = "msg_" + digits_of(job.request)
-        self.model = model.name
-
-    def message(self, content: list[dict[str, Any]], ending: dict[str, Any], usage: dict[str, int]) -> Any:
-        opening = {"id": self.id, "type": "message", "role": "assistant", "model": self.model}
-        return {**opening, "content": content, **ending, "usage": usage}
-
-
-def _usage(prompt: int, cached: int, tokens: int) -> dict[str, int]:
-    return {
-        "input_tokens": prompt - cached,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": cached,
-        "output_tokens": tokens,
-    }
-
-
-def _ending(reason: Reason | None, stopped: str = "") -> dict[str, Any]:
-    if reason == "stop" and stopped:
-        return {"stop_reason": "stop_sequence", "stop_sequence": stopped}
-    return {"stop_reason": STOP_REASONS[reason] if reason else None, "stop_sequence": None}
-
-
-def _opened(part: Part) -> dict[str, Any]:
-    """The block that a part begins, with nothing in it."""
-    match part:
-        case Reasoning():
-            return {"type": "thinking", "thinking": "", "signature": ""}
-        case Call(_, id, name):
-            return {"type": "tool_use", "id": id, "name": name, "input": {}}
-    return {"type": "text", "text": ""}
-
-
-def _belongs(part: Part, block: dict[str, Any]) -> bool:
-    """Whether the part goes on with this block."""
-    match part:
-        case Content():
-            return bool(block["type"] == "text")
-        case Reasoning():
-            return bool(block["type"] == "thinking")
-    return isinstance(part, Arguments)
-
-
-async def told(job: Answer, head: Head, speech: Speech) -> bytes:
-    blocks: list[dict[str, Any]] = []
-    arguments = ""
-    tokens = 0
-    job.patient = True
-    while True:
-        for piece in await job.pieces():
-            tokens += 1
-            for part in speech.hear(piece):
-                if isinstance(part, End):
-                    ending = _ending(part.reason, piece.stopped)
-                    usage = _usage(job.prompt_tokens, job.cached_tokens, tokens)
-                    return msgspec.json.encode(head.message(blocks, ending, usage))
-                if not blocks or not _belongs(part, blocks[-1]):
-                    blocks.append(_opened(part))
-                    arguments = ""
-                match part:
-                    case Content(text):
-                        blocks[-1]["text"] += text
-                    case Reasoning(text):
-                        blocks[-1]["thinking"] += text
-                    case Arguments(_, text):
-                        arguments += text
-                        blocks[-1]["input"] = _read(arguments)
-
-
-def _read(arguments: str) -> dict[str, Any]:
-    """A call's arguments; none as long as they are not whole."""
-    try:
-        read = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return {}
-    return read if isinstance(read, dict) else {}
-
-
-class Events:
-    headers = HEADERS
-
-    def __init__(self, head: Head, prompt_tokens: int, speech: Speech):
-        self.cached_tokens = 0
-        self._head: Head | None = head  # until it was told
-        self._prompt_tokens = prompt_tokens
-        self._speech = speech
-        self._tokens = 0
-        self._index = -1  # of the open block
-        self._block: dict[str, Any] | None = None
-
-    def of(self, pieces: Iterable[Piece]) -> bytes:
-        out = [self._begin()]
-        for piece in pieces:
-            self._tokens += 1
-            for part in self._speech.hear(piece):
-                if isinstance(part, End):
-                    out += self._end(part.reason, piece.stopped)
-                else:
-                    out += self._say(part)
-        return b"".join(out)
-
-    def waiting(self) -> bytes:
-        return self._begin() + named_event("ping", {})
-
-    def failed(self, failure: Failure) -> bytes:
-        return named_event("error", fault.anthropic(failure))
-
-    def _begin(self) -> bytes:
-        head, self._head = self._head, None
-        if head is None:
-            return b""
-        usage = _usage(self._prompt_tokens, self.cached_tokens, 0)
-        return named_event("message_start", {"message": head.message([], _ending(None), usage)})
-
-    def _say(self, part: Part) -> Iterable[bytes]:
-        if self._block is None or not _belongs(part, self._block):
-            yield self._close()
-            self._index += 1
-            self._block = _opened(part)
-            yield named_event("content_block_start", {"index": self._index, "content_block": self._block})
-        delta: dict[str, str]
-        match part:
-            case Content(text):
-                delta = {"type": "text_delta", "text": text}
-            case Reasoning(text):
-                delta = {"type": "thinking_delta", "thinking": text}
-            case Arguments(_, text):
-                delta = {"type": "input_json_delta", "partial_json": text}
-            case _:
-                return
-        yield named_event("content_block_delta", {"index": self._index, "delta": delta})
-
-    def _close(self) -> bytes:
-        if self._block is None:
-            return b""
-        self._block = None
-        return named_event("content_block_stop", {"index": self._index})
-
-    def _end(self, reason: Reason, stopped: str) -> Iterable[bytes]:
-        yield self._close()
-        usage = _usage(self._prompt_tokens, self.cached_tokens, self._tokens)
-        yield named_event("message_delta", {"delta": _ending(reason, stopped), "usage": usage})
-        yield named_event("message_stop", {})
