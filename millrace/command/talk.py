@@ -66,31 +66,35 @@ def _converse(client: Client, wanted: dict[str, Any], said: list[dict[str, Any]]
         import readline  # noqa: F401 - `input` edits its line with it, and knows those before
     first = len(said)
     print(_dim(f"{wanted['model']} at {client.url}. {HELP}."))
-    while True:
-        try:
-            text = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return 0
-        if text == NEW:
-            del said[first:]
-        if not text or text == NEW:
-            continue
-        said.append({"role": "user", "content": text})
-        began = time.monotonic()
-        heard = Heard()
-        try:
-            _tell(client, "/v1/chat/completions", {**wanted, "messages": said}, heard)
-        except KeyboardInterrupt:
-            print(_dim(" (stopped)"))
-        except Refused as error:
-            print(f"millrace: {error}", file=sys.stderr)
-            if not heard.text:
-                said.pop()
-                continue
-        else:
-            print(_dim(f"({heard.tokens} tokens, {time.monotonic() - began:.2f} s)"))
-        said.append({"role": "assistant", "content": heard.text})
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            _turn(client, wanted, said, first)
+    print()
+    return 0
+
+
+def _turn(client: Client, wanted: dict[str, Any], said: list[dict[str, Any]], first: int) -> None:
+    """A question and its answer."""
+    text = input("> ").strip()
+    if text == NEW:
+        del said[first:]
+    if not text or text == NEW:
+        return
+    said.append({"role": "user", "content": text})
+    began = time.monotonic()
+    heard = Heard()
+    try:
+        _tell(client, "/v1/chat/completions", {**wanted, "messages": said}, heard)
+    except KeyboardInterrupt:
+        print(_dim(" (stopped)"))
+    except Refused as error:
+        print(f"millrace: {error}", file=sys.stderr)
+        if not heard.text:
+            said.pop()
+            return
+    else:
+        print(_dim(f"({heard.tokens} tokens, {time.monotonic() - began:.2f} s)"))
+    said.append({"role": "assistant", "content": heard.text})
 
 
 class Heard:

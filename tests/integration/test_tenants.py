@@ -33,7 +33,8 @@ SLOTS = 4
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     file: Path = tmp_path_factory.mktemp("keys") / "keys.toml"
     lines = "\n".join(line for _, line in KEYS.values())
-    file.write_text(f'[keys]\n{lines}\n[tenants.lab]\npriority = "high"\n')
+    # Acme's share is whole, or it would not fill the slots until the others have been away for ten seconds.
+    file.write_text(f'[keys]\n{lines}\n[tenants.acme]\nshare = 1.0\n[tenants.lab]\npriority = "high"\n')
     env = {
         "MILLRACE_KEYS": str(file),
         "MILLRACE_TENANT_QUEUE": str(PLACES),
