@@ -110,8 +110,8 @@ class Child:
         return alarms
 
     def _set_aside(self) -> None:
-        """The process holds its file open, to append: it is copied and emptied. What was written between the
-        two would be lost, so there is nothing between them."""
+        """The process holds its file open, to append: it is copied and emptied. A line that is written in the
+        instant between the two is lost."""
         part = _aside(self._path).with_suffix(".part")
         self._log.seek(0)
         try:
