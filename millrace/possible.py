@@ -6,7 +6,7 @@ draft            the model that `--draft` names, or why not
 """
 
 from millrace import cuda, models
-from millrace.settings import Engine, SettingError
+from millrace.settings import Engine, SettingError, at_fault
 
 
 def fast(of: models.Model, given: Engine) -> None:
@@ -91,10 +91,8 @@ def _form(of: models.Model) -> tuple[str, str]:
     """How weights, and keys and values, are kept: of a folder that is not converted yet, as they will be."""
     from millrace.convert import card, usual  # noqa: PLC0415 - ONNX, which takes a second
 
-    try:
+    with at_fault("model"):
         if of.converted:
             known = card.load(of.folder)
             return known.quant, known.cache
         return usual(of.folder), "int8"
-    except ValueError as error:
-        raise SettingError(f"model: {error}") from None

@@ -4,7 +4,8 @@ millrace.toml, default. An unknown variable or key is an error that names it."""
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -138,6 +139,15 @@ FILE = "millrace.toml"
 
 class SettingError(ValueError):
     """A setting that is unknown or does not fit; the message names it and where it came from."""
+
+
+@contextmanager
+def at_fault(setting: str) -> Iterator[None]:
+    """What is found wrong within is this setting's."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingError(f"{setting}: {error}") from None
 
 
 def load(role: type[S], flags: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> S:

@@ -52,10 +52,8 @@ def opened(draft: models.Model, of: models.Model, model: Model, given: settings.
     from services.engine import prepare, session  # noqa: PLC0415 - ONNX, which takes a second
 
     root = cache.root()
-    try:
+    with settings.at_fault(f"--draft {given.draft}"):
         ready = prepare.converted(draft, root)
-    except ValueError as error:
-        raise settings.SettingError(f"--draft {given.draft}: {error}") from None
     graphs = prepare.prepared(ready, root)
     made = session.OrtModel(
         ready, 1, given.chunk, max_len=given.max_len, graphs=graphs, spin_us=given.spin_us

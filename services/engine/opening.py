@@ -93,15 +93,11 @@ def real(folder: models.Model, given: settings.Engine, gpu: cuda.Device | None =
     if folder.guest:
         return guest.opened(folder, given.slots, given.max_len, prepare.machine())
     root = cache.root()
-    try:
+    with settings.at_fault("model"):
         ready = prepare.converted(folder, root)
-    except ValueError as error:
-        raise settings.SettingError(f"model: {error}") from None
     graphs = prepare.prepared(ready, root)
-    try:
+    with settings.at_fault("--fast"):
         fast = prepare.faster(ready, root, graphs) if given.fast else None
-    except ValueError as error:
-        raise settings.SettingError(f"--fast: {error}") from None
     prepare.tidied(root)
     model = session.OrtModel(
         ready,
@@ -130,10 +126,8 @@ def _real_on_gpu(folder: models.Model, given: settings.Engine, gpu: cuda.Device)
         raise settings.SettingError(f"--device {given.device}: models that others exported run on cpu alone")
     root, number = cache.root(), cuda.number(given.device)
     assert number is not None
-    try:
+    with settings.at_fault("model"):
         ready = prepare.converted(folder, root, "cuda")
-    except ValueError as error:
-        raise settings.SettingError(f"model: {error}") from None
     prepare.tidied(root)
     try:
         model = session.OrtModel(
