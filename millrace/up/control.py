@@ -122,13 +122,17 @@ def _dial(folder: Path) -> socket.socket:
     return sock
 
 
+def answers(folder: Path) -> bool:
+    """Whether a service runs with its state there."""
+    with contextlib.suppress(OSError):
+        _dial(folder).close()
+        return True
+    return False
+
+
 def find(root: Path) -> Path:
     """The state directory of the one service that runs below `root`."""
-    running = []
-    for folder in sorted(root.glob("*/")):
-        with contextlib.suppress(OSError):
-            _dial(folder).close()
-            running.append(folder)
+    running = [folder for folder in sorted(root.glob("*/")) if answers(folder)]
     if not running:
         raise ControlError(f"no service is running (none has its state below {root})")
     if len(running) > 1:

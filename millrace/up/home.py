@@ -1,11 +1,11 @@
-"""A running service's state directory: somebody may remove it, and the service goes on and makes it again."""
+"""A running service's state directory: somebody may remove it, or its lock, and it is made again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from millrace.up import control
-from millrace.up.place import CannotStart, reclaim
+from millrace.up.place import CannotStart, held, reclaim
 
 LOOK_S = 0.25
 GONE = 4
@@ -24,7 +24,7 @@ async def keep(
     missed, told = 0, False
     while True:
         await asyncio.sleep(LOOK_S)
-        missed = 0 if control.there(folder) else missed + 1
+        missed = 0 if control.there(folder) and held(folder, lock) else missed + 1
         if missed < GONE:
             continue
         missed = 0
@@ -34,9 +34,10 @@ async def keep(
             await listen()
         except (CannotStart, OSError) as error:
             if not told:
-                why = f"and cannot be made again ({error})"
-                say(f"{folder} was removed, {why}: ps, scale and restart do not find this service")
+                why = f"and cannot be made again ({error}): ps, scale and restart do not find this service"
+                say(f"{folder} or its lock was removed, {why}")
             told = True
         else:
             told = False
-            say(f"{folder} was removed, and is made again; who runs writes no log there until a restart")
+            logs = "who runs writes no log that was there until a restart"
+            say(f"{folder} or its lock was removed, and is made again; {logs}")

@@ -37,11 +37,17 @@ def claim(folder: Path) -> int:
     return fd
 
 
+def held(folder: Path, fd: int) -> bool:
+    """Whether it is still taken by this descriptor: who finds no lock there, or another, takes it too."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), (folder / "lock").stat())
+    return False
+
+
 def reclaim(folder: Path, fd: int) -> None:
     """Take it once more, with the same descriptor, where somebody has removed it."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(fd), (folder / "lock").stat()):
-            return
+    if held(folder, fd):
+        return
     fresh = claim(folder)
     os.dup2(fresh, fd, inheritable=False)
     os.close(fresh)
@@ -54,6 +60,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
+        socket.socket(family, kind).close()  # there may be no IPv6 at all
     except OSError as error:
         raise CannotStart(f"--host {host}: {error.strerror}") from None
     # Processes of a service that was killed a moment ago may still be ending.
@@ -75,6 +82,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def public_url(host: str, port: int) -> str:
-    """An address to paste into a client on this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (not a bind)
+    """An address to paste into a client on this machine. Where IPv6 is off, `::` is IPv4 alone."""
+    any_6 = "::1" if _is_ours("::1") else "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": any_6}.get(host, host)  # noqa: S104 (not a bind)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_ours(address: str) -> bool:
+    """Whether this machine has that address of IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind((address, 0))
+    except OSError:
+        return False
+    return True

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from millrace import cuda, keys, logs, models, possible, settings, tls
 from millrace.subjects import Role
 from millrace.up import control, panel
 from millrace.up.broker import binary
+from millrace.up.child import LOG_LIMIT
 from millrace.up.launch import Launch
 from millrace.up.place import CannotStart, claim, listen, public_url
 from millrace.up.supervise import SCALED, Supervisor
@@ -47,13 +49,17 @@ def up(given: settings.Up, passed: Mapping[str, Any]) -> int:
         folder = control.state_dir(given)
         lock = claim(folder)
         held.callback(os.close, lock)
+        if control.answers(folder):
+            raise CannotStart(
+                f"{folder} is in use by another `millrace up`, whose lock somebody has removed; "
+                "choose another --port or --state-dir"
+            )
         http = early or held.enter_context(listen(given.host, given.port))
         try:
             (folder / "log").mkdir(mode=0o700, exist_ok=True)
+            up_log = RotatingFileHandler(folder / "log" / "up.log", maxBytes=LOG_LIMIT, backupCount=1)
             logging.basicConfig(
-                filename=folder / "log" / "up.log",
-                level="INFO",
-                format="%(asctime)s %(levelname)s %(message)s",
+                handlers=[up_log], level="INFO", format="%(asctime)s %(levelname)s %(message)s"
             )
             launch = Launch(given, _environment(passed), folder, http, gpus)
         except OSError as error:

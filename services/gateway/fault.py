@@ -14,10 +14,17 @@ DEFECT = "The server failed to process the request."
 MESSAGES = "/v1/messages"
 """Below this path everything is Anthropic's."""
 
+MODELS = "/v1/models"
+"""Below this path all is for clients of both, and a header tells them apart."""
 
-def body(failure: Failure, path: str = "") -> bytes:
-    """In the form of the surface that this path belongs to, OpenAI's where it is nobody's."""
-    if path.startswith(MESSAGES):
+VERSION = "anthropic-version"
+"""A header that every client of Anthropic's API sends."""
+
+
+def body(failure: Failure, path: str = "", *, versioned: bool = False) -> bytes:
+    """In the form of the surface that this path belongs to, OpenAI's where it is nobody's. `versioned`:
+    the request has Anthropic's header."""
+    if path.startswith(MESSAGES) or (versioned and path.startswith(MODELS)):
         return msgspec.json.encode(anthropic(failure))
     if path == "/" or path.startswith("/api/"):
         return msgspec.json.encode(ollama(failure))

@@ -245,5 +245,7 @@ def test_the_models(client: Anthropic) -> None:
     assert listed == one
     assert ("model", "demo", "demo", "active") == (one.type, one.id, one.display_name, one.lifecycle)
     assert one.created_at.tzinfo and one.max_tokens == one.max_input_tokens
-    with pytest.raises(anthropic.NotFoundError):
+    with pytest.raises(anthropic.NotFoundError) as caught:
         client.models.retrieve("no-such")
+    assert isinstance(caught.value.body, dict)
+    assert ("error", "not_found_error") == (caught.value.body["type"], caught.value.body["error"]["type"])

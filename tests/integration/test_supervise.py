@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,6 +17,7 @@ from millrace.bus import Bus
 from millrace.messages import Here
 from millrace.subjects import PRESENCE, Role
 from millrace.up import place
+from millrace.up.child import LOG_LIMIT
 from millrace.up.seat import backoff
 from millrace.up.supervise import ends
 from tests.kit.command import FAST, LIMIT_S, ROLES, Up, all_gone, call, launch, watched
@@ -64,9 +66,16 @@ def test_whom_nohup_started_does_not_hear_the_terminal_go(taken: signal.Handlers
         signal.signal(signal.SIGHUP, before)
 
 
-async def test_one_command_runs_a_service_and_one_signal_ends_all_of_it(start: Start) -> None:
-    """Every part is ready when it says so, it answers, and SIGTERM leaves nothing running."""
+async def test_one_command_runs_a_service_and_one_signal_ends_all_of_it(start: Start, tmp_path: Path) -> None:
+    """Every part is ready when it says so, it answers, and SIGTERM leaves nothing running. Its own log has a
+    limit as theirs have."""
+    log = tmp_path / "state" / "log" / "up.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    os.truncate(log, LOG_LIMIT)
     up = await start()
+    assert LOG_LIMIT == log.with_name("up.log.1").stat().st_size
+    assert "engine ready" in re.sub("engine_[0-9a-f]+ ", "", log.read_text())
     rows = await up.ps()
     pidfds = watched(row["pid"] for row in rows)
 
@@ -101,7 +110,8 @@ async def test_a_killed_process_is_followed_by_another(start: Start, role: str) 
 
 async def test_a_state_directory_that_is_removed_is_made_again(start: Start) -> None:
     """It is said, `ps` finds the service again, nobody else can take the directory, and who dies then comes
-    back: nats-server with the same passwords, for those who run on."""
+    back: nats-server with the same passwords, for those who run on. If its lock alone is removed, the service
+    that answers there keeps others out until there is one again."""
     up = await start()
     pids = await up.pids()
     up.folder.rename(up.folder.with_name("gone"))
@@ -117,6 +127,15 @@ async def test_a_state_directory_that_is_removed_is_made_again(start: Start) -> 
         while (await client.post(f"{up.url}/v1/chat/completions", json=body)).status_code != 200:
             await asyncio.sleep(0.1)
 
+    up.process.send_signal(signal.SIGSTOP)
+    (up.folder / "lock").unlink()
+    status, _, complaint = await up.order("up", "--model", "sim", "--port", 0)
+    up.process.send_signal(signal.SIGCONT)
+    await up.says("its lock was removed, and is made again")
+    with pytest.raises(place.CannotStart, match=f"\\(pid {up.process.pid}\\)"):
+        place.claim(up.folder)
+
+    assert status == 1 and "in use by another `millrace up`, whose lock somebody has removed" in complaint
     assert [0o700] * 3 == [stat.S_IMODE((up.folder / each).stat().st_mode) for each in (".", "log", "nats")]
     assert await up.stop() == 0
 

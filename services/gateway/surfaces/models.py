@@ -6,11 +6,9 @@ from typing import Any
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import Receive, Scope, Send
 
+from services.gateway import fault
 from services.gateway.counter import Counter, at, told
 from services.gateway.desk import Model
-
-VERSION = b"anthropic-version"
-"""A header that every client of Anthropic's API sends."""
 
 
 def routes(counter: Counter) -> list[HTTPRouteHandler]:
@@ -44,7 +42,7 @@ def _card(model: Model) -> dict[str, Any]:
 
 
 def _is_theirs(scope: Scope) -> bool:
-    return any(name == VERSION for name, _ in scope["headers"])
+    return any(name == fault.VERSION.encode() for name, _ in scope["headers"])
 
 
 def _page(models: list[Model]) -> dict[str, Any]:
