@@ -106,6 +106,7 @@ HELP = {
     "detokenizers": "how many detokenizers",
     "state_dir": "where the service keeps its state (default: $XDG_STATE_HOME/millrace/<port>)",
     "plain": "plain lines instead of a panel",
+    "share_processor": "nats-server, detokenizers and gateways share a processor while it is enough for them",
 }
 
 ONLY = "(default: the only one that runs on this machine)"

@@ -120,6 +120,7 @@ class Up(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     detokenizers: Processes = 1
     state_dir: str = ""  # default: one per port below $XDG_STATE_HOME/millrace
     plain: bool = False
+    share_processor: bool = True  # whether those who pass tokens on do, as long as one is enough
     broker: str = ""  # a folder as `millrace broker` writes it: NATS runs elsewhere
 
 

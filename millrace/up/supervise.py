@@ -23,6 +23,7 @@ from millrace.subjects import PRESENCE, Role
 from millrace.telemetry import Context
 from millrace.up import control, home, panel
 from millrace.up.child import Child, ending
+from millrace.up.company import Company
 from millrace.up.control import ControlError, Row, Say
 from millrace.up.launch import Launch
 from millrace.up.place import CannotStart
@@ -32,6 +33,8 @@ from millrace.up.welcome import Welcome
 INNER = (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER)
 SCALED = (Role.GATEWAY, *INNER)
 ORDER = (NATS, *SCALED)
+PASSING = (NATS, Role.DETOKENIZER, Role.GATEWAY)
+"""A token goes through these, one after the other."""
 
 STEADY_S = 3.0
 """A process that was ready this long ran well: its death is not one of a series."""
@@ -102,6 +105,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._defect: BaseException | None = None
         self._welcome = welcome
+        self._company = Company() if given.share_processor else Company(())
 
     # -- its life
 
@@ -352,6 +356,8 @@ class Supervisor:
                 if now - heard > SILENT_S:
                     del self._guests[id]
                     self._event(f"{here.role} {id} left")
+            passing = [seat.child for seat in self._seats if seat.role in PASSING and seat.child]
+            self._company.look([child.pid for child in passing if child.alive], now)
             for seat in self._seats:
                 self._pass_on(seat)
                 if self._broker and seat.role == NATS and self._stuck and self._broker.room >= ROOM:

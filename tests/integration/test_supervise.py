@@ -1,6 +1,7 @@
 """`millrace up` and the commands that talk to it, as their user meets them: real processes throughout."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -105,6 +106,38 @@ async def test_a_killed_process_is_followed_by_another(start: Start, role: str) 
     assert [row["restarts"] for row in await up.ps()] == [int(r == role) for r in ROLES]
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"{up.url}/v1/models")).status_code == 200
+    assert await up.stop() == 0
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
+async def test_who_pass_tokens_on_share_a_processor_and_so_does_who_follows_one(start: Start) -> None:
+    """nats-server, gateway and detokenizer, every thread of them; engines have all."""
+
+    def where(pid: int) -> set[frozenset[int]]:
+        places = set()
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                places.add(frozenset(os.sched_getaffinity(int(thread.name))))
+        return places
+
+    async def shared(up: Up) -> dict[str, list[int]]:
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                pids = await up.pids()
+                passing = [pid for role in ("nats", "gateway", "detokenizer") for pid in pids[role]]
+                places = set[frozenset[int]]().union(*map(where, passing)) if all(passing) else set()
+                if len(places) == 1 and all(len(place) == 1 for place in places):
+                    return pids
+                await asyncio.sleep(0.2)
+
+    up = await start()
+
+    pids = await shared(up)
+    assert where(pids["engine"][0]) == {frozenset(os.sched_getaffinity(0))}
+
+    os.kill(pids["detokenizer"][0], signal.SIGKILL)
+    await up.says("detokenizer", "ready")
+    assert (await shared(up))["detokenizer"] != pids["detokenizer"]
     assert await up.stop() == 0
 
 
