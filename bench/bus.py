@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from bench import table
+from bench import inside, table
 from bench.cpu import Reading
 from bench.hops import follow
 from bench.landed import Landed, ahead_ns, steady
@@ -40,22 +40,26 @@ async def measure(seconds: float) -> None:
             "sum",
             "of the machine",
             "client",
+            "within",
         ],
         costs,
         "Medians of three windows. `engine` is without what its thread of steps took for them. `others`: "
-        f"tokenizer and supervisor, idle here. `of the machine`: the sum's share of {os.cpu_count()} cores.",
+        f"tokenizer and supervisor, idle here. `of the machine`: the sum's share of {os.cpu_count()} cores. "
+        "`within`: the engine without a pipeline, and whoever waits for its tokens in the same process.",
     )
     table.show(
         "The bus: from the end of the engine's step to the client, milliseconds",
-        ["batch", "", "tokens/s", "tokens", "p50", "p90", "p99", "max", "lost"],
+        ["batch", "", "tokens/s", "tokens", "p50", "p90", "p99", "max", "lost", "added"],
         hops,
-        "The aim is for the client's socket: there the pipeline ends. When it is read is the client's own "
-        "affair: here one process, in Python, wakes up and has all the connections to read in turn.",
+        "`added` is what it takes more than within the engine's own process. The aim is for the client's "
+        "socket: there the pipeline ends. When it is read is the client's own affair: here one process, in "
+        "Python, wakes up and has all the connections to read in turn.",
     )
 
 
 async def _batch(batch: int, seconds: float) -> tuple[list[list[table.Cell]], list[list[table.Cell]]]:
     window = seconds / WINDOWS
+    alone = await inside.measure(batch, STEP_MS, window)
     settings: dict[str, Any] = {
         "slots": batch,
         "queue": batch + 8,
@@ -80,7 +84,10 @@ async def _batch(batch: int, seconds: float) -> tuple[list[list[table.Cell]], li
     spans = [_span(a, b, notes) for a, b in pairwise(readings)]
     rows: list[list[table.Cell]] = []
     share = median(span.share for span in spans)
-    for which, units in (("us/token", [s.a_token for s in spans]), ("us/step", [s.a_step for s in spans])):
+    for which, units, within in (
+        ("us/token", [s.a_token for s in spans], alone.step_us / batch),
+        ("us/step", [s.a_step for s in spans], alone.step_us),
+    ):
         spent = {name: median(each[name] for each in units) for name in units[0]}
         rows.append(
             [
@@ -91,10 +98,15 @@ async def _batch(batch: int, seconds: float) -> tuple[list[list[table.Cell]], li
                 sum(spent[name] for name in PIPELINE),
                 f"{share:.1%}",
                 spent["client"],
+                within,
             ]
         )
     start, end = readings[0].at_ns, readings[-1].at_ns
-    hops: list[list[table.Cell]] = []
+    quantiles = (0.5, 0.9, 0.99, 1.0)
+    least = [table.quantile(alone.delays, q) * 1e3 for q in quantiles]
+    hops: list[list[table.Cell]] = [
+        [batch, "within the engine's process", alone.tokens_s, len(alone.delays), *least, 0, ""]
+    ]
     for where, heard in (
         ("at the client's socket", [stream.at_socket(ahead) for stream in streams]),
         ("read by the client", streams),
@@ -102,16 +114,9 @@ async def _batch(batch: int, seconds: float) -> tuple[list[list[table.Cell]], li
         journey = follow(notes, heard)
         delays = journey.between(start, end)
         lost = journey.made - journey.heard + len(journey.faults)
-        hops.append(
-            [
-                batch,
-                where,
-                len(delays) / (end - start) * 1e9,
-                len(delays),
-                *(table.quantile(delays, q) * 1e3 for q in (0.5, 0.9, 0.99, 1.0)),
-                lost,
-            ]
-        )
+        late = [table.quantile(delays, q) * 1e3 for q in quantiles]
+        rate = len(delays) / (end - start) * 1e9
+        hops.append([batch, where, rate, len(delays), *late, lost, late[0] - least[0]])
     return rows, hops
 
 
