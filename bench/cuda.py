@@ -32,7 +32,6 @@ from millrace.capacity import Needs
 from millrace.convert import card, convert, read_architecture
 from millrace.messages import Sampling
 from services.engine.device import Gpu
-from services.engine.host import HostShelf
 from services.engine.prefix import BLOCK, Prefixes
 from services.engine.sample import choose
 from services.engine.scheduler import Chunk, Scheduler, Shelve, Step
@@ -196,8 +195,15 @@ def first_tokens(rig: Rig) -> dict[int, tuple[float, float, float]]:
     lengths = [n for n in rig.lengths if n < of.max_len]
     longest = max(lengths)
     room = (longest + BLOCK) * of.token_bytes
-    model = OrtModel(rig.folder, 2, rig.chunk, max_len=longest + 1, prefix_bytes=room, device=rig.gpu())
-    model.shelf = HostShelf(room, model.block)
+    model = OrtModel(
+        rig.folder,
+        2,
+        rig.chunk,
+        max_len=longest + 1,
+        prefix_bytes=room,
+        host_bytes=room,
+        device=rig.gpu(),
+    )
     found, rng = {}, np.random.default_rng(0)
     for n in (lengths[0], *lengths):  # the first time, the device is only waking up
         took: dict[str, list[float]] = {"cold": [], "warm": [], "host": []}

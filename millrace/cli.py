@@ -92,7 +92,7 @@ HELP = {
     "draft": "a smaller model with the same tokens that guesses at what a lone sequence says next",
     "spin_us": "microseconds that a thread looks for more work within a step before it sleeps (0: none)",
     "step_spans": "engine.step spans a second in traces (0: none)",
-    "prefix_host_mb": "with cuda: MiB of memory for what has no room on the GPU (0: none)",
+    "prefix_host_mb": "with cuda: MiB of memory, taken at the start, for what its GPU cannot hold (0: none)",
     "prefix_disk_mb": "MiB on disk for what has no room there; a restart finds it again (0: none)",
     "prefix_dir": "where that file lies (default for `up`: in its state directory)",
     "sim_step_ms": "simulated model: milliseconds of a step",

@@ -9,6 +9,7 @@ it and are sent to in place, but for what operators read on the host: those inpu
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from millrace.convert.runtime import NoCuda, ort, ready, session
+from services.engine.registered import Rooms, register
 from services.engine.scheduler import Swap
 
 log = logging.getLogger("millrace.engine")
@@ -62,7 +64,7 @@ class Slots(Protocol):
         ...
 
     def contents(self, places: list[int]) -> Iterable[Array]:
-        """Of the pool, to be looked at before anything else is asked."""
+        """Of the pool, to be looked at before anything else is asked. A GPU's are whoever's that asked."""
         ...
 
 
@@ -166,6 +168,9 @@ class Gpu:
 
     def value(self, kind: Any, *shape: int) -> Any:
         return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, self._name, self.number)
+
+    def rooms(self, count: int, like: Array) -> Rooms:
+        return Rooms(count, like, partial(register, self.number) if self._name == "cuda" else None)
 
     def part(self, value: Any, kind: Any, shape: list[int], offset: int) -> Bound:
         """Of a value's memory, from so many bytes on."""

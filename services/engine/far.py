@@ -6,6 +6,8 @@
 A block of one head is one line in both. Of each layer's keys, and of its values, the same lines move at
 once, by graphs of nothing but copies: what they scatter into is bound as input and as output, so no more is
 written. A line is copied in words of 8 bytes, each by a thread of its own; ScatterND has one for a line.
+In this machine's memory a block lies as a whole, and comes or goes in one piece, from where or to where it
+is to stay.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +25,8 @@ from services.engine.prefix import BLOCK
 from services.engine.scheduler import Swap
 
 STAGED = 32
-"""Blocks that are on their way from or to this machine's memory at once: of an 8B model 64 MB."""
+"""Blocks that are on their way from or to this machine's memory at once: of an 8B model 64 MB. CUDA's Concat
+takes no more inputs without a copy of their addresses."""
 
 WORD = np.int64
 
@@ -37,8 +40,9 @@ class Lines:
 
 
 class FarSlots:
-    def __init__(self, gpu: Gpu, of: Card, slots: int, max_len: int, places: int = 0):
-        """One slot more than asked for is where a swap waits."""
+    def __init__(self, gpu: Gpu, of: Card, slots: int, max_len: int, places: int = 0, host: int = 0):
+        """One slot more than asked for is where a swap waits. `host`: bytes of this machine's memory that
+        blocks are to have."""
         self._gpu = gpu
         self._kind = of.cache_kind
         self._parts = 2 * of.layers
@@ -56,6 +60,9 @@ class FarSlots:
         self._move = self._session(self._moving)
         self._take = self._session(self._taking) if places else None
         self._put = self._session(self._putting) if places else None
+        rooms = host // self.block.nbytes if places else 0
+        # Some are on their way while all are taken.
+        self._rooms = gpu.rooms(rooms + STAGED if rooms else 0, self.block)
 
     def bound(self, layer: int, kv: int, first: int, count: int) -> Bound:
         shape = [count, self._heads, self._blocks * BLOCK, self._dim]
@@ -94,28 +101,37 @@ class FarSlots:
     # -- to this machine's memory and back
 
     def contents(self, places: list[int]) -> Iterator[Array]:
-        """Of blocks of the pool, one after another."""
+        """Of blocks of the pool, one after another, each the caller's own."""
         assert self._take is not None
         for start in range(0, len(places), STAGED):
             some = places[start : start + STAGED]
             binding = self._take.io_binding()
             self._from(binding, self._in_pool(some))
-            binding.bind_output("staged")
+            found = [self._rooms.array() for _ in some]
+            binding.bind_cpu_input("counts", np.array(self._staged(found), np.int64))
+            for i, lines in enumerate(self._staged(found)):
+                binding.bind_output(f"staged.{i}", *self._near(found, i, lines))
             self._take.run_with_iobinding(binding)
-            staged = binding.get_outputs()[0].numpy().reshape(self._parts, len(some), -1)
-            for i in range(len(some)):
-                yield staged[:, i].view(self._kind).reshape(self.block.shape)
+            yield from found
 
     def fetch(self, slot: int, start: int, contents: list[Array]) -> None:
         assert self._put is not None
         for first in range(0, len(contents), STAGED):
             some = contents[first : first + STAGED]
-            words = [each.reshape(self._parts, self._heads, -1).view(WORD) for each in some]
-            staged = np.stack(words, axis=1)
             binding = self._put.io_binding()
-            binding.bind_cpu_input("staged", staged.reshape(self._parts, -1, self._line))
+            for i, lines in enumerate(self._staged(some)):
+                binding.bind_input(f"staged.{i}", *self._near(some, i, lines))
             self._into(binding, self._in_slot(slot, start + first * BLOCK, len(some)))
             self._put.run_with_iobinding(binding)
+
+    def _staged(self, blocks: list[Array]) -> list[int]:
+        """Lines of each layer's keys or values, by the number of the graph's block: none of those behind."""
+        return [self._heads if i < len(blocks) else 0 for i in range(STAGED)]
+
+    def _near(self, blocks: list[Array], i: int, lines: int) -> Bound:
+        block = blocks[min(i, len(blocks) - 1)]
+        assert block.flags.c_contiguous
+        return "cpu", 0, WORD, [self._parts, lines, self._line], block.ctypes.data
 
     # -- lines
 
@@ -163,11 +179,17 @@ class FarSlots:
     def _taking(self, g: Graph) -> None:
         axis = g.constant([0], np.int64)
         each = [g.node("Unsqueeze", lines, axis) for lines in self._gathered(g)]
-        g.node("Concat", *each, axis=0, named=("staged",))
-        g.output("staged", WORD, [self._parts, "lines", self._line])
+        names = tuple(f"staged.{i}" for i in range(STAGED))
+        counts = g.input("counts", np.int64, [STAGED])
+        g.nodes("Split", g.node("Concat", *each, axis=0), counts, outputs=STAGED, axis=1, named=names)
+        for i, name in enumerate(names):
+            g.output(name, WORD, [self._parts, f"lines.{i}", self._line])
 
     def _putting(self, g: Graph) -> None:
-        staged = g.input("staged", WORD, [self._parts, "lines", self._line])
+        blocks = [
+            g.input(f"staged.{i}", WORD, [self._parts, f"lines.{i}", self._line]) for i in range(STAGED)
+        ]
+        staged = g.node("Concat", *blocks, axis=1)
         each = g.nodes("Split", staged, outputs=self._parts, axis=0, num_outputs=self._parts)
         axis = g.constant([0], np.int64)
         self._scatter(g, [g.node("Squeeze", one, axis) for one in each])

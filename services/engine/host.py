@@ -3,7 +3,6 @@
 from collections import Counter, OrderedDict
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
@@ -25,12 +24,13 @@ class HostShelf:
         return name in self._kept
 
     def put(self, name: bytes, contents: Array) -> None:
-        """It may push out what was used longest ago; whoever has that in hand keeps it as it is."""
+        """It may push out what was used longest ago; whoever has that in hand keeps it as it is. The contents
+        are not copied, and are to stay what they are."""
         if name in self._kept or not self.places:
             return
         if len(self._kept) == self.places:
             self._kept.popitem(last=False)
-        self._kept[name] = np.array(contents)
+        self._kept[name] = contents
 
     def take(self, name: bytes) -> Array | None:
         return self._kept.get(name)

@@ -120,7 +120,6 @@ def _real_on_gpu(folder: models.Model, given: settings.Engine, gpu: cuda.Device)
     from millrace.convert.runtime import NoCuda  # noqa: PLC0415
     from services.engine import prepare, session  # noqa: PLC0415
     from services.engine.device import Gpu  # noqa: PLC0415
-    from services.engine.host import HostShelf  # noqa: PLC0415
 
     if folder.guest:
         raise settings.SettingError(f"--device {given.device}: models that others exported run on cpu alone")
@@ -136,13 +135,12 @@ def _real_on_gpu(folder: models.Model, given: settings.Engine, gpu: cuda.Device)
             given.chunk,
             max_len=given.max_len,
             prefix_bytes=given.prefix_cache_mb << 20,
+            host_bytes=0 if given.prefix_disk_mb else given.prefix_host_mb << 20,
             machine=f"{prepare.machine()} {gpu.name}",
             device=Gpu(number, captures=given.cuda_graphs),
         )
     except NoCuda as error:
         raise settings.SettingError(f"--device {given.device}: {error}") from None
-    if given.prefix_host_mb and model.places:
-        model.shelf = HostShelf(given.prefix_host_mb << 20, model.block)
     log.info("%s runs on cuda:%d, %s", folder.name, number, gpu.name)
     return model
 

@@ -27,6 +27,7 @@ from millrace.machine import Machine
 from services.engine.captured import Shapes
 from services.engine.device import Bound, Device, Gpu, Processor, Slots, bound, in_order
 from services.engine.far import FarSlots
+from services.engine.host import HostShelf
 from services.engine.near import Cache
 from services.engine.pool import Pool
 from services.engine.prefix import BLOCK, Keeper
@@ -56,14 +57,16 @@ class OrtModel:
         fast: Path | None = None,
         spin_us: int = 0,
         prefix_bytes: int = 0,
+        host_bytes: int = 0,
         machine: str = "",
         device: Device | None = None,
         large_pages: bool = False,
     ):
         """`graphs`: where the same graphs lie prepared for this machine, and `fast`: those of fast mode.
         `spin_us`: how long a worker looks for more work before it sleeps. `prefix_bytes`: for the keys and
-        values of prefixes. `machine`: what it computes with, as far as it matters to the last bit.
-        `large_pages`: for keys and values in this machine's memory."""
+        values of prefixes; `host_bytes`: of this machine's memory, for what a GPU has no room for. `machine`:
+        what it computes with, as far as it matters to the last bit. `large_pages`: for keys and values in
+        this machine's memory."""
         self._device = device = device or Processor()
         self.card = card.load(folder)
         # With fp32 keys and values, those of a decoded token are not those of a prefilled one: an answer
@@ -92,16 +95,20 @@ class OrtModel:
         self._opened = opened
         self.sessions = {form: opened(form) for form in (Form if graphs else (Form.ROWS, Form.MIXED))}
         memory = self.card, slots + 1, self.max_len, self.places
-        self._slots: Slots = (
-            FarSlots(device, *memory) if isinstance(device, Gpu) else Cache(*memory, large=large_pages)
-        )
+        self._slots: Slots
+        self.shelf: Keeper | None = None
+        if isinstance(device, Gpu):
+            self._slots = FarSlots(device, *memory, host_bytes)
+            if host_bytes and self.places:
+                self.shelf = HostShelf(host_bytes, self._slots.block)
+        else:
+            self._slots = Cache(*memory, large=large_pages)
         self._staging: Staging | None = None
         if fast and isinstance(self._slots, Cache):
             sessions = {form: opened(form, fast) for form in FORMS}
             self._staging = Staging(self.card, self._slots, np.load(fast / SCALES), chunk, sessions)
         self._shapes = Shapes(slots, self.max_len) if device.captures else None
         self.block = self._slots.block
-        self.shelf: Keeper | None = None
         self._bindings: OrderedDict[tuple[Form | bool | int, ...], Any] = OrderedDict()
         most = slots + 1 + max(GUESSES, chunk)
         held = {"tokens": device.hold(np.int64, slots + 1 + chunk), "wanted": device.hold(np.int64, most)}

@@ -16,7 +16,7 @@ from services.engine.captured import LEAST, Shapes
 from services.engine.far import STAGED, FarSlots
 from services.engine.host import HostShelf
 from services.engine.prefix import BLOCK
-from services.engine.scheduler import Chunk, Step
+from services.engine.scheduler import Chunk, Keep, Shelve, Step
 from services.engine.sequence import Sequence
 from services.engine.session import OrtModel
 from tests.kit.checkpoint import write_checkpoint
@@ -43,16 +43,14 @@ def test_a_recording_reaches_as_far_as_its_rows(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_of_blocks_in_our_memory_the_oldest_goes() -> None:
-    """Whoever has it in hand keeps it, and what was put there is a copy."""
+    """Whoever has it in hand keeps it."""
     like = np.zeros(4, np.int8)
     shelf = HostShelf(2 * like.nbytes, like)
     for name in (b"a", b"b"):
         shelf.put(name, like + ord(name))
     held = shelf.take(b"b")
     shelf.touch(b"a")
-    given = like + 1
-    shelf.put(b"c", given)
-    given[:] = 9
+    shelf.put(b"c", like + 1)
 
     assert [True, False, True] == [name in shelf for name in (b"a", b"b", b"c")]
     assert held is not None and (held == ord("b")).all()
@@ -71,10 +69,10 @@ def test_blocks_go_to_the_pool_to_us_and_back(tmp_path: Path) -> None:
     slots.fetch(1, BLOCK, blocks)
     places = rng.permutation(count).tolist()
     slots.keep(1, BLOCK, places)
-    kept = [block.copy() for block in slots.contents(places)]
+    kept = list(slots.contents(places))
     slots.load(0, 0, places[5:9])
     slots.keep(0, 0, places[:4])
-    moved = [block.copy() for block in slots.contents(places[:5])]
+    moved = list(slots.contents(places[:5]))
 
     assert all(np.array_equal(a, b) for a, b in zip(blocks, kept, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip([*blocks[5:9], blocks[4]], moved, strict=True))
@@ -96,8 +94,12 @@ def test_an_engine_on_a_gpu_keeps_prefixes_there_and_here(
     model = opening.real(models.find(str(folder), ""), given, cuda.Device("A"))
 
     assert isinstance(model, OrtModel) and isinstance(model.shelf, HostShelf)
+    assert isinstance(model._slots, FarSlots)
     assert (1 << 20) // model.block.nbytes == model.places > 0
     assert (3 << 20) // model.block.nbytes == model.shelf.places
+    model.copy([Keep(0, 0, [0, 1]), Shelve(b"a", 0), Shelve(b"b", 1)])
+    lies = np.frombuffer(model._slots._rooms._memory, np.uint8)
+    assert all(np.shares_memory(lies, model.shelf.take(name)) for name in (b"a", b"b"))
     assert captures == (model._shapes is not None)
     opening.warm_up(model)
 
