@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from millrace import models, settings
+from millrace import models, pooling, settings
 from millrace.capacity import Fit, Memory, Needs, fit, tokens_per_second
 
 if TYPE_CHECKING:
@@ -61,7 +61,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def needs(model: models.Model, device: "Device" = "cpu") -> Needs:
     """ValueError if the model's files do not tell. `device`: what a folder that is not converted will be
-    converted for."""
+    converted for. The context is that of the texts it is asked for, which may be shorter than it could be."""
+    found = _needs(model, device)
+    most = pooling.most(model.folder) if model.vectors else None
+    return replace(found, context=min(found.context, most or found.context))
+
+
+def _needs(model: models.Model, device: "Device") -> Needs:
     from millrace.convert import card, read_architecture, usual  # noqa: PLC0415 - ONNX, which takes a second
 
     if model.guest:

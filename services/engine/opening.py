@@ -62,8 +62,8 @@ def fitted(
     gpu: cuda.Device | None = None,
     beside: models.Model | None = None,
 ) -> settings.Engine:
-    """With the slots, and the room for prefixes, that this machine, or this GPU, has memory for, with a draft
-    beside the model."""
+    """With the slots, of such a length, and the room for prefixes that this machine, or this GPU, has memory
+    for, with a draft beside the model."""
     from millrace import plan  # noqa: PLC0415 - the simulated engine starts without ONNX
 
     prefixes = given.prefix_cache_mb << 20
@@ -82,7 +82,9 @@ def fitted(
         log.warning("memory for %d slots of %d tokens, not for %d", fit.slots, fit.context, SLOTS)
     if fit.prefixes < prefixes:
         log.warning("memory for prefixes of %s, not of %d MB", size(fit.prefixes), given.prefix_cache_mb)
-    return msgspec.structs.replace(given, slots=fit.slots, prefix_cache_mb=fit.prefixes >> 20)
+    return msgspec.structs.replace(
+        given, slots=fit.slots, max_len=fit.context, prefix_cache_mb=fit.prefixes >> 20
+    )
 
 
 def real(folder: models.Model, given: settings.Engine, gpu: cuda.Device | None = None) -> Model:

@@ -14,7 +14,7 @@ from millrace.convert import convert
 from millrace.machine import Machine
 from services.engine import opening
 from services.engine.session import OrtModel
-from tests.kit.checkpoint import write_checkpoint
+from tests.kit.checkpoint import write_checkpoint, write_embedder
 from tests.kit.models import FAMILIES
 
 GB = 1 << 30
@@ -109,6 +109,18 @@ def test_the_engine_takes_what_fits(tmp_path: Path) -> None:
     found = opening.fitted(models.find(str(hub)), settings.Engine(sysroot=str(root)))
 
     assert (capacity.SLOTS, 1) > (found.slots, found.prefix_cache_mb) > (0, -1)
+
+
+def test_a_slot_is_as_long_as_a_text_may_be(tmp_path: Path) -> None:
+    """Of a model that makes vectors, which takes shorter texts than it could."""
+    hub = write_embedder(tmp_path / "hub", FAMILIES["qwen3"])
+    whole = opening.fitted(models.find(str(hub)), settings.Engine())
+    (hub / "sentence_bert_config.json").write_text('{"max_seq_length": 100}')
+    cut = opening.fitted(models.find(str(hub)), settings.Engine())
+    shorter = opening.fitted(models.find(str(hub)), settings.Engine(max_len=30))
+
+    assert whole.max_len == models.find(str(hub)).max_len > 100
+    assert (100, 30) == (cut.max_len, shorter.max_len)
 
 
 def test_a_machine_that_tells_nothing_is_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
