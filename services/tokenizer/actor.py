@@ -13,7 +13,7 @@ from msgspec import structs
 from millrace import messages as m
 from millrace import models, pooling, settings
 from millrace.actor import Actor
-from millrace.bus import Bus, Inbox
+from millrace.bus import ENDS, Bus, Inbox
 from millrace.errors import Code, Failure
 from millrace.jetstream import JetStream
 from millrace.messages import Here, Message, Voice
@@ -36,6 +36,9 @@ SPELLED = 48
 
 Told = TypeVar("Told", m.Encoded, m.Decoded)
 
+ANY = "a"
+"""A text that no tokenizer fails for."""
+
 CREDIT = 32
 """Prompts under way at once: rendering holds the process, but waiting for the store does not."""
 
@@ -44,7 +47,7 @@ async def build(bus: Bus, given: settings.Tokenizer, id: str) -> "TokenizerActor
     folder = models.find(given.model, given.models)
     max_len = folder.max_len
     encoder = await asyncio.to_thread(Encoder.load, folder.text)
-    encoder.encode("a")  # the library starts its threads: where it may not, this ends before it is asked
+    encoder.encode(ANY)  # the library starts its threads: where it may not, this ends before it is asked
     speaks = encoder.voice(calls=given.tool_parser, reasoning=given.reasoning_parser)
     if folder.vectors:
         speaks = Voice()
@@ -113,6 +116,8 @@ class TokenizerActor(Actor):
     async def _asked(self, asked: m.ToTokenizer, context: Context) -> Message:
         self._under_way += 1
         try:
+            if self.broken.done():
+                raise Failure(Code.UNAVAILABLE, "this tokenizer is ending", retry_after=1.0)
             match asked:
                 case m.Prompt():
                     return await self._admit(asked, context)
@@ -125,8 +130,23 @@ class TokenizerActor(Actor):
         except Failure as failure:
             request = asked.request if isinstance(asked, m.Prompt) else ""
             return m.Refused(request, failure.code, failure.message, failure.param)
+        except ENDS:
+            raise
+        except BaseException:
+            self._try_out()
+            raise
         finally:
             self._under_way -= 1
+
+    def _try_out(self) -> None:
+        """After a defect. One that a text brought about harms that text alone. A library that has come to fail
+        for any, as after some panics, works again in another process only: this one ends."""
+        try:
+            self._encoder.encode(ANY)
+        except ENDS:
+            raise
+        except BaseException as error:
+            self.fail(error)
 
     async def _admit(self, prompt: m.Prompt, context: Context) -> m.Admitted:
         heard = time.monotonic()
