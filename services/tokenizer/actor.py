@@ -139,8 +139,8 @@ class TokenizerActor(Actor):
             self._under_way -= 1
 
     def _try_out(self) -> None:
-        """After a defect. One that a text brought about harms that text alone. A library that has come to fail
-        for any, as after some panics, works again in another process only: this one ends."""
+        """After a defect. A text that brought it about harms itself alone. A library that fails for any text
+        from then on, as after some panics, works again in another process only: this one ends."""
         try:
             self._encoder.encode(ANY)
         except ENDS:
