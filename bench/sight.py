@@ -23,9 +23,9 @@ from bench.site import Site, site
 from millrace import messages as m
 from millrace.spans import Process, Resource, otlp
 from millrace.telemetry import child_of
-from services.gateway.entry import Entry
 from services.gateway.journey import Journeys, Stay
-from services.gateway.tally import Tally
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.tally import Tally
 from services.gateway.visit import Visit
 
 STREAMS = 64

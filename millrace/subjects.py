@@ -214,7 +214,7 @@ def consumer(lane: Lane) -> dict[str, Any]:
     """The lane's durable pull consumer.
 
     `max_deliver` has no limit: a message at the limit stays in the stream and keeps its place there, for
-    nobody. The owner counts crashes itself and ends the job (`services/gateway/ledger.py`).
+    nobody. The owner counts crashes itself and ends the job (`services/gateway/owner/ledger.py`).
     """
     config = {
         "durable_name": lane.consumer,

@@ -34,16 +34,18 @@ from millrace.subjects import (
 )
 from millrace.telemetry import Context
 from millrace.wall import wall
-from services.gateway import app, kill, waits
-from services.gateway.bells import Rounds, bells
 from services.gateway.desk import Answer, Ask, Model
-from services.gateway.effects import Bury, Check, Delete, Effect, Lost, Probe, Resubmit, Settle
-from services.gateway.entry import Entry
-from services.gateway.gate import Gate
+from services.gateway.door import app
+from services.gateway.door.gate import Gate
 from services.gateway.journey import Journey
-from services.gateway.ledger import Ledger, Watch
-from services.gateway.neighbours import Neighbours
 from services.gateway.ongoing import Ongoing
+from services.gateway.owner import waits
+from services.gateway.owner.bells import Rounds, bells
+from services.gateway.owner.effects import Bury, Check, Delete, Effect, Lost, Probe, Resubmit, Settle
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.ledger import Ledger, Watch
+from services.gateway.owner.neighbours import Neighbours
+from services.gateway.page import kill
 from services.gateway.queue import Queue
 from services.gateway.search import search
 from services.gateway.sight import Sight

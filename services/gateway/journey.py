@@ -13,7 +13,7 @@ from millrace.errors import MEANINGS, Code
 from millrace.spans import Kind, Link, Process, Span
 from millrace.subjects import JOBS, Role
 from millrace.telemetry import is_sampled, span_of, trace_of
-from services.gateway.entry import Entry
+from services.gateway.owner.entry import Entry
 from services.gateway.visit import Visit
 
 LINGER_S = 0.25

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from services.gateway.desk import Piece
-from services.gateway.entry import Entry
+from services.gateway.owner.entry import Entry
 
 MANY = 64
 """Pieces that a patient reader leaves where they are: all of a long answer in one go would hold up others."""

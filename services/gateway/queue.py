@@ -6,7 +6,7 @@ from typing import Any
 from millrace import settings
 from millrace.jetstream import JetStream
 from millrace.subjects import JOBS, STREAMS, Lane, Stream, consumer
-from services.gateway.gate import Gate
+from services.gateway.door.gate import Gate
 
 ASSERT_S = 300.0
 """How long a tenant's consumer is taken to be there; unused, it goes after UNUSED_S."""

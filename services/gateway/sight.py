@@ -18,9 +18,9 @@ from millrace.subjects import Role
 from millrace.telemetry import trace_of
 from millrace.tracefile import TraceFile
 from millrace.wall import wall
-from services.gateway.entry import Entry
 from services.gateway.journey import Journey, Journeys, Stay
-from services.gateway.tally import Tally
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.tally import Tally
 from services.gateway.view import View
 from services.gateway.visit import Visit
 

@@ -10,8 +10,8 @@ from millrace.bus import Bus, NoAnswer, NoResponder
 from millrace.errors import Code, Failure
 from millrace.subjects import TOKENIZER
 from millrace.telemetry import Context
-from services.gateway.entry import Entry
 from services.gateway.journey import Journey
+from services.gateway.owner.entry import Entry
 
 ANSWER_S = 1.5
 """A tokenizer takes milliseconds for a prompt, and at most a second waiting for the store."""

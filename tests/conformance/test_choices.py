@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from openai import BadRequestError, OpenAI
 
-from services.gateway.admit import sibling_seed
+from services.gateway.surfaces.openai.admit import sibling_seed
 from tests.kit.sdk import chatted, completed
 from tests.kit.service import Service
 

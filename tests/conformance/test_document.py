@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from litestar import Litestar
 
 from millrace.settings import Gateway
-from services.gateway.document import DELETES, GETS, POSTS, document
-from services.gateway.routes import routes
+from services.gateway.door.document import DELETES, GETS, POSTS, document
+from services.gateway.door.routes import routes
 from tests.kit.desk import ScriptedDesk
 from tests.kit.service import Service
 

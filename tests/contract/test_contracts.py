@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import msgspec
@@ -90,7 +91,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -103,6 +104,22 @@ def test_no_service_imports_another() -> None:
         wrong += [(path.name, i) for i in imports(path) if i.startswith("services") and not i.startswith(own)]
 
     assert [] == wrong
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in SOURCES}), ids=lambda folder: str(folder.relative_to(ROOT))
+)
+def test_imports_go_one_way(folder: Path) -> None:
+    """What is in a folder has an order in which each file and folder needs only what came before it."""
+    package = ".".join(folder.relative_to(ROOT).parts) + "."
+    needs: dict[str, set[str]] = {}
+    for path in SOURCES:
+        if path.is_relative_to(folder) and path != folder / "__init__.py":
+            part = path.relative_to(folder).parts[0].removesuffix(".py")
+            found = {i.removeprefix(package).split(".")[0] for i in imports(path) if i.startswith(package)}
+            needs.setdefault(part, set()).update(found - {part})
+
+    TopologicalSorter(needs).prepare()  # raises CycleError, which names the circle
 
 
 def test_only_the_command_line_imports_its_parts() -> None:

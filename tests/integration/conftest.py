@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from millrace.settings import Gateway
-from services.gateway.app import build, serve
+from services.gateway.door.app import build, serve
 from tests.kit.collector import Collector, collecting
 from tests.kit.desk import ScriptedDesk
 from tests.kit.face import Site, Start

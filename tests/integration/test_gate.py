@@ -17,8 +17,8 @@ from millrace import keys
 from millrace.errors import Code
 from millrace.keys import ANYONE, Tenant
 from millrace.settings import Gateway, SettingError
-from services.gateway.app import Serving, build, serve
-from services.gateway.gate import Gate
+from services.gateway.door.app import Serving, build, serve
+from services.gateway.door.gate import Gate
 from tests.kit.desk import ScriptedDesk
 
 HELLO: Any = [{"role": "user", "content": "hello"}]

@@ -12,9 +12,9 @@ from litestar import Litestar
 
 from millrace.errors import Code, Failure
 from millrace.settings import Gateway
-from services.gateway.app import build, serve
 from services.gateway.desk import Ask, Piece
-from services.gateway.routes import routes
+from services.gateway.door.app import build, serve
+from services.gateway.door.routes import routes
 from tests.kit.desk import ScriptedDesk, said
 from tests.kit.face import HELLO, LONG, STREAMED, Start, error_of, request
 

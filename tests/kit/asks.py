@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from millrace.errors import Code, Failure
-from services.gateway import admit, wire
 from services.gateway.desk import Ask
+from services.gateway.surfaces.openai import admit, wire
 from services.gateway.visit import Visit
 
 VISIT = Visit()

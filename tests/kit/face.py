@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import openai
 
-from services.gateway.app import Serving
+from services.gateway.door.app import Serving
 from tests.kit.desk import ScriptedDesk
 
 HELLO: Any = [{"role": "user", "content": "hello"}]

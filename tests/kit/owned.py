@@ -1,9 +1,9 @@
 """A ledger that owns one request, and what engines and detokenizers tell it."""
 
 from millrace import messages as m
-from services.gateway.effects import Effect, Settle
-from services.gateway.entry import Entry
-from services.gateway.ledger import Ledger
+from services.gateway.owner.effects import Effect, Settle
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.ledger import Ledger
 
 REQUEST = "gw-" + "0" * 32
 

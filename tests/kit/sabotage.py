@@ -12,9 +12,9 @@ from services.engine import roster
 from services.engine.roster import Hold, Roster
 from services.engine.sample import Candidates
 from services.engine.sequence import Sequence
-from services.gateway.effects import Effect, Settle
-from services.gateway.entry import Entry
-from services.gateway.ledger import Ledger
+from services.gateway.owner.effects import Effect, Settle
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.ledger import Ledger
 
 # -- the owner
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from millrace import messages as m
 from services.gateway.desk import Piece
-from services.gateway.entry import Entry
+from services.gateway.owner.entry import Entry
 from tests.kit.tongue import POISON
 from tests.kit.weather import Weather
 

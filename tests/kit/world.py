@@ -24,9 +24,9 @@ from services.engine.roster import Roster
 from services.engine.sample import Candidates, choose
 from services.engine.scheduler import Output, Scheduler
 from services.engine.sequence import Sequence
-from services.gateway.effects import Bury, Check, Delete, Effect, Probe, Resubmit, Settle
-from services.gateway.entry import Entry
-from services.gateway.ledger import Ledger
+from services.gateway.owner.effects import Bury, Check, Delete, Effect, Probe, Resubmit, Settle
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.ledger import Ledger
 from tests.kit.network import Network, Node
 from tests.kit.prophet import Prophet
 from tests.kit.queue import Queue

@@ -8,8 +8,8 @@ import pytest
 
 from millrace.errors import Failure
 from millrace.messages import Chat, Ids, Sampling, Text
-from services.gateway import admit, wire
 from services.gateway.desk import Ask
+from services.gateway.surfaces.openai import admit, wire
 from tests.kit.asks import HELLO, VISIT, chat, refusal, text, texts, with_literal
 
 

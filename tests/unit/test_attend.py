@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.attend import attended
+from services.gateway.http.attend import attended
 
 SCOPE: Any = {}
 """A request under another server than ours."""

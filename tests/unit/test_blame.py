@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.gateway.blame import Blame
+from services.gateway.owner.blame import Blame
 
 
 def lost(times: int, *, alone: bool = False, went_on: bool = False, dead: bool = True) -> Blame:

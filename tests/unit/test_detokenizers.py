@@ -1,7 +1,7 @@
 """Which detokenizer is given a text."""
 
-from services.gateway.detokenizers import Detokenizers
-from services.gateway.neighbours import SEEN_S
+from services.gateway.owner.detokenizers import Detokenizers
+from services.gateway.owner.neighbours import SEEN_S
 
 
 def there(*ids: str, now: float = 0.0) -> Detokenizers:

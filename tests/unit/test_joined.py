@@ -2,7 +2,7 @@
 
 import asyncio
 
-from services.gateway.joined import Joined
+from services.gateway.http.joined import Joined
 
 
 class Wire(asyncio.Transport):

@@ -3,8 +3,8 @@
 from millrace import messages as m
 from millrace.spans import Process, Span
 from millrace.telemetry import child_of
-from services.gateway.entry import Entry
 from services.gateway.journey import LINGER_S, MOST_HOPS, Journeys
+from services.gateway.owner.entry import Entry
 from services.gateway.visit import Visit
 
 ENGINES = [Process("engine", "e1"), Process("engine", "e2")]

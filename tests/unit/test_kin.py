@@ -3,8 +3,8 @@
 import pytest
 
 from millrace import messages as m
-from services.gateway.entry import Entry
-from services.gateway.ledger import Ledger
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.ledger import Ledger
 from tests.kit.owned import REQUEST, owned, said, verbs
 
 

@@ -6,7 +6,7 @@ from millrace import messages as m
 from millrace.errors import Code
 from millrace.subjects import ENGINE, Send
 from services.gateway.desk import Piece
-from services.gateway.effects import Check, Delete, Effect, Probe, Resubmit
+from services.gateway.owner.effects import Check, Delete, Effect, Probe, Resubmit
 from tests.kit.owned import REQUEST, claim, owned, said, verbs
 
 

@@ -2,7 +2,7 @@
 
 from millrace.messages import Pong
 from millrace.met import FORGET_S, Met
-from services.gateway.peers import LOST_S, Peers
+from services.gateway.owner.peers import LOST_S, Peers
 
 
 def test_whoever_is_new_is_told_apart() -> None:

@@ -1,7 +1,7 @@
 """Counts as Prometheus reads them."""
 
 from millrace.metrics import SECONDS, Family, Histogram, text
-from services.gateway.tally import Tally
+from services.gateway.owner.tally import Tally
 from tests.kit.prometheus import parse
 
 

@@ -2,7 +2,7 @@
 
 from millrace.messages import Here
 from millrace.subjects import Role
-from services.gateway.neighbours import FORGET_S, SEEN_S, Neighbours
+from services.gateway.owner.neighbours import FORGET_S, SEEN_S, Neighbours
 
 INNER = (Role.TOKENIZER, Role.ENGINE, Role.DETOKENIZER)
 

@@ -8,9 +8,9 @@ import pytest
 
 from millrace import messages as m
 from millrace.errors import Code, Failure
-from services.gateway.entry import Entry
-from services.gateway.ledger import Ledger
 from services.gateway.ongoing import MANY, Ongoing
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.ledger import Ledger
 
 
 class Live:

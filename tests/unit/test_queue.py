@@ -6,7 +6,7 @@ from typing import Any
 from millrace import settings
 from millrace.jetstream import JetStream
 from millrace.subjects import JOBS, UNUSED_S, Lane
-from services.gateway.gate import Gate
+from services.gateway.door.gate import Gate
 from services.gateway.queue import ASSERT_S, Queue
 
 ALICE, BOB = Lane("sim", "alice"), Lane("sim", "bob")

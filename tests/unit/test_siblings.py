@@ -9,13 +9,13 @@ from msgspec.structs import replace
 
 from millrace.errors import Code, Failure
 from millrace.messages import Likely, Sampling, SpelledOdds, Text
-from services.gateway.chunks import Events, Head
 from services.gateway.desk import Ask, Piece
-from services.gateway.odds import ChatLogprobs, TextLogprobs, joined
-from services.gateway.siblings import Siblings, opened
+from services.gateway.http.siblings import Siblings, opened
 from services.gateway.speech import Speech
+from services.gateway.surfaces.openai.chunks import Events, Head
+from services.gateway.surfaces.openai.odds import ChatLogprobs, TextLogprobs, joined
+from services.gateway.surfaces.openai.whole import whole
 from services.gateway.visit import Visit
-from services.gateway.whole import whole
 from tests.kit.desk import ScriptedAnswer, ScriptedDesk, said
 
 HEAD = Head(id="cmpl-1", object="text_completion", created=5, model="sim", system_fingerprint="fp_1")

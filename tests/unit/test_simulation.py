@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.ledger import Ledger
+from services.gateway.owner.ledger import Ledger
 from tests.kit import sabotage as s
 from tests.kit.promise import judged
 from tests.kit.prophet import CredulousLoop

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from litestar.types import Message
 
 from millrace.errors import Code, Failure
-from services.gateway.chunks import Events, Head
 from services.gateway.desk import Piece
+from services.gateway.http.stream import EventStream, quoted
 from services.gateway.speech import Arguments, Call, Content, Reasoning, Saying, Speech
-from services.gateway.stream import EventStream, quoted
-from services.gateway.whole import whole
+from services.gateway.surfaces.openai.chunks import Events, Head
+from services.gateway.surfaces.openai.whole import whole
 from tests.kit.desk import ScriptedAnswer, said
 
 HEAD = Head(

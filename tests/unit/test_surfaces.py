@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from millrace.errors import Code, Failure
 from millrace.messages import Chat, Text, Voice
-from services.gateway.body import decode
 from services.gateway.desk import Model, Piece
+from services.gateway.http.body import decode
 from services.gateway.speech import Chain, Speech
 from services.gateway.speech.json_calls import Hermes
 from services.gateway.speech.thinking import Thinking

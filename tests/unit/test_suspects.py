@@ -5,9 +5,9 @@ from msgspec import structs
 
 from millrace import messages as m
 from millrace.errors import Code
-from services.gateway.effects import Bury
-from services.gateway.entry import Entry
-from services.gateway.ledger import Ledger
+from services.gateway.owner.effects import Bury
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.ledger import Ledger
 from tests.kit.owned import REQUEST, claim, owned, said, verbs
 
 

@@ -9,7 +9,7 @@ import pytest
 from millrace import messages as m
 from millrace.bus import Bus, NoAnswer, NoResponder
 from millrace.errors import Code, Failure
-from services.gateway.entry import Entry
+from services.gateway.owner.entry import Entry
 from services.gateway.tokenizers import Tokenizers
 
 ADMITTED = m.Admitted("gw-1", 7, 3, 16)

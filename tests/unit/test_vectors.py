@@ -10,10 +10,10 @@ import pytest
 from millrace.errors import Code, Failure
 from millrace.keys import Tenant
 from millrace.messages import Text
-from services.gateway import vectors
 from services.gateway.allowance import Allowance
 from services.gateway.desk import Ask, Model, Piece
-from services.gateway.vectors import WINDOW, Asks, Found, Vector
+from services.gateway.surfaces import vectors
+from services.gateway.surfaces.vectors import WINDOW, Asks, Found, Vector
 from services.gateway.visit import Visit
 from tests.kit.desk import ScriptedDesk, until
 

@@ -3,8 +3,8 @@
 import pytest
 
 from millrace import messages as m
-from services.gateway.entry import Entry
-from services.gateway.waits import MOST_RETRY_S, Rate, position
+from services.gateway.owner.entry import Entry
+from services.gateway.owner.waits import MOST_RETRY_S, Rate, position
 
 
 def queued(tenant: str, seq: int, model: str = "sim", engine: str = "") -> Entry:

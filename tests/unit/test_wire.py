@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.errors import Code, Failure
-from services.gateway import wire
-from services.gateway.body import decode
 from services.gateway.desk import Ask
+from services.gateway.http.body import decode
+from services.gateway.surfaces.openai import wire
 from services.gateway.surfaces.responses import asked as responses
 from tests.kit.asks import HELLO, VISIT, chat, refusal, with_literal
 

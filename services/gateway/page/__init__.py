@@ -1,4 +1,8 @@
-"""The page at /ui: static files, with a policy that lets nothing in from elsewhere."""
+"""The page at /ui: static files, with a policy that lets nothing in from elsewhere.
+
+live     what it is told, as it happens
+kill     its button
+"""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +10,7 @@ from pathlib import Path
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.counter import at, reply
+from services.gateway.http.counter import at, reply
 
 FOLDER = Path(__file__).parent
 TYPES = {

@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 
 from millrace.errors import Failure
-from services.gateway import admit, fault, wire
 from services.gateway.desk import Ask
+from services.gateway.http import fault
+from services.gateway.surfaces.openai import admit, wire
 from services.gateway.visit import Visit
 
 

@@ -6,12 +6,12 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import Scope
 from msgspec import Meta, Struct
 
-from services.gateway import vectors
-from services.gateway.body import decode, refused
-from services.gateway.counter import Counter, at
-from services.gateway.vectors import MAX_TEXTS
+from services.gateway.http.body import decode, refused
+from services.gateway.http.counter import Counter, at
+from services.gateway.surfaces import vectors
+from services.gateway.surfaces.openai.wire import TokenId
+from services.gateway.surfaces.vectors import MAX_TEXTS
 from services.gateway.visit import Visit
-from services.gateway.wire import TokenId
 
 
 class Body(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -6,9 +6,9 @@ from typing import Any
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import Receive, Scope, Send
 
-from services.gateway import fault
-from services.gateway.counter import Counter, at, told
 from services.gateway.desk import Model
+from services.gateway.http import fault
+from services.gateway.http.counter import Counter, at, told
 
 
 def routes(counter: Counter) -> list[HTTPRouteHandler]:

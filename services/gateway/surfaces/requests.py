@@ -11,7 +11,7 @@ from litestar.types import Receive, Scope, Send
 
 from millrace.errors import Code, Failure
 from millrace.messages import Found
-from services.gateway.counter import Counter, at, told
+from services.gateway.http.counter import Counter, at, told
 from services.gateway.visit import Visit
 
 PATH = "/v1/requests/{name:str}"

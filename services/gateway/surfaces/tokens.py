@@ -8,11 +8,11 @@ from litestar.types import Scope
 from msgspec import Meta, Raw, Struct
 
 from millrace.messages import Chat, Decode, Encode, Encoded, Text
-from services.gateway.body import decode, refused
-from services.gateway.counter import Counter, at
+from services.gateway.http.body import decode, refused
+from services.gateway.http.counter import Counter, at
 from services.gateway.surfaces import chat
+from services.gateway.surfaces.openai.wire import MAX_MESSAGES, TokenId
 from services.gateway.visit import Visit
-from services.gateway.wire import MAX_MESSAGES, TokenId
 
 MAX_TOKENS = 1 << 20
 """As bytes they fit a message of the bus, and no context is longer."""

@@ -4,9 +4,9 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import Scope
 
 from millrace.messages import Chat, Encode
-from services.gateway.body import decode
-from services.gateway.counter import Counter, Order, at
 from services.gateway.desk import Answer
+from services.gateway.http.body import decode
+from services.gateway.http.counter import Counter, Order, at
 from services.gateway.speech import Speech
 from services.gateway.surfaces.anthropic.asked import OURS, Body, Counted, ask
 from services.gateway.surfaces.anthropic.blocks import Events, Head, told

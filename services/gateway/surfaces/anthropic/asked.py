@@ -6,11 +6,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from services.gateway.body import refused
 from services.gateway.desk import Ask, Model
+from services.gateway.http.body import refused
 from services.gateway.surfaces import chat
+from services.gateway.surfaces.openai.wire import (
+    MAX_MESSAGES,
+    MAX_STOPS,
+    MAX_TOOLS,
+    Cache,
+    Share,
+    Stop,
+    Tokens,
+)
 from services.gateway.visit import Visit
-from services.gateway.wire import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, Cache, Share, Stop, Tokens
 
 OURS = {
     "max_completion_tokens": "max_tokens",

@@ -8,10 +8,10 @@ import msgspec
 
 from millrace.errors import Failure
 from millrace.messages import digits_of
-from services.gateway import fault
 from services.gateway.desk import Answer, Model, Piece
+from services.gateway.http import fault
+from services.gateway.http.stream import HEADERS, named_event
 from services.gateway.speech import Arguments, Call, Content, End, Part, Reason, Reasoning, Speech
-from services.gateway.stream import HEADERS, named_event
 
 STOP_REASONS: dict[Reason, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 

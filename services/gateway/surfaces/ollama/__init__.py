@@ -18,9 +18,9 @@ from msgspec import Struct
 
 from millrace import __version__
 from millrace.errors import Code, Failure
-from services.gateway.body import decode, refused
-from services.gateway.counter import Counter, Order, at, reply, told
 from services.gateway.desk import Model
+from services.gateway.http.body import decode, refused
+from services.gateway.http.counter import Counter, Order, at, reply, told
 from services.gateway.page import browser
 from services.gateway.surfaces.ollama import embed, lines
 from services.gateway.surfaces.ollama.asked import Body, ChatBody, TextRequest, ask_chat, ask_text

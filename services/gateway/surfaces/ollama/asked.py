@@ -7,12 +7,13 @@ import msgspec
 from msgspec import Meta, Raw, Struct, structs
 
 from millrace.errors import Failure
-from services.gateway import admit, fault
-from services.gateway.body import refused
 from services.gateway.desk import Ask, Model
+from services.gateway.http import fault
+from services.gateway.http.body import refused
 from services.gateway.surfaces import chat
+from services.gateway.surfaces.openai import admit
+from services.gateway.surfaces.openai.wire import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, Stop, TextBody, read
 from services.gateway.visit import Visit
-from services.gateway.wire import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, Stop, TextBody, read
 
 OURS = {
     "max_completion_tokens": "options.num_predict",

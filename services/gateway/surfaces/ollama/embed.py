@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from services.gateway import vectors
 from services.gateway.desk import Desk, Model
+from services.gateway.surfaces import vectors
 from services.gateway.surfaces.ollama.asked import Options
 from services.gateway.surfaces.ollama.lines import ns
-from services.gateway.vectors import MAX_TEXTS
+from services.gateway.surfaces.vectors import MAX_TEXTS
 from services.gateway.visit import Visit
 
 

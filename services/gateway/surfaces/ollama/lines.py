@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from millrace.errors import Failure
-from services.gateway import fault
-from services.gateway.counter import Order
 from services.gateway.desk import Answer, Ask, Model, Piece
+from services.gateway.http import fault
+from services.gateway.http.counter import Order
+from services.gateway.http.stream import Headers
 from services.gateway.speech import Arguments, Call, Content, End, Part, Reason, Reasoning, Speech, Spoken
 from services.gateway.speech.parts import Called
-from services.gateway.stream import Headers
 from services.gateway.surfaces.ollama.asked import OURS, Body
 from services.gateway.visit import Visit
 

@@ -16,12 +16,12 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import HTTPResponseBodyEvent, HTTPResponseStartEvent, Receive, Scope, Send
 
 from millrace.errors import Code, Failure
-from services.gateway.attend import attended
-from services.gateway.body import decode, refused
-from services.gateway.counter import Counter, Order, at, told
 from services.gateway.desk import Answer
+from services.gateway.http.attend import attended
+from services.gateway.http.body import decode, refused
+from services.gateway.http.counter import Counter, Order, at, told
+from services.gateway.http.stream import HEADERS
 from services.gateway.speech import Speech
-from services.gateway.stream import HEADERS
 from services.gateway.surfaces.responses import asked
 from services.gateway.surfaces.responses.kept import KEEP_S, Kept
 from services.gateway.surfaces.responses.unfolding import Unfolding

@@ -6,12 +6,21 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from services.gateway.body import refused
 from services.gateway.desk import Ask
+from services.gateway.http.body import refused
 from services.gateway.surfaces import chat
+from services.gateway.surfaces.openai.wire import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    Break,
+    Caching,
+    Effort,
+    Share,
+    Tier,
+    Tokens,
+)
 from services.gateway.surfaces.responses.unfolding import turns_of
 from services.gateway.visit import Visit
-from services.gateway.wire import MAX_MESSAGES, MAX_TOOLS, Break, Caching, Effort, Share, Tier, Tokens
 
 OURS = {
     "messages": "input",

@@ -11,8 +11,8 @@ import msgspec
 from millrace.errors import Code, Failure
 from millrace.messages import digits_of
 from services.gateway.desk import Answer, Piece
+from services.gateway.http.stream import HEADERS, WAITING, named_event
 from services.gateway.speech import Arguments, Call, Content, End, Part, Reason, Reasoning, Speech
-from services.gateway.stream import HEADERS, WAITING, named_event
 
 
 class Unfolding:

@@ -5,7 +5,7 @@ import sys
 from tests.chaos.sabotage.kinds import sitecustomize  # noqa: F401 (it sets the kinds)
 
 if sys.orig_argv[-1] == "gateway":
-    from services.gateway import ledger
+    from services.gateway.owner import ledger
     from tests.kit.sabotage import EpochlessLedger
 
     ledger.Ledger = EpochlessLedger  # type: ignore[misc]

@@ -3,7 +3,7 @@
 import sys
 
 if sys.orig_argv[-1] == "gateway":
-    from services.gateway import ledger
+    from services.gateway.owner import ledger
     from tests.kit.sabotage import IndexlessLedger
 
     ledger.Ledger = IndexlessLedger  # type: ignore[misc]

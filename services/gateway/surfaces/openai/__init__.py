@@ -1,6 +1,12 @@
 """`/v1/chat/completions` and `/v1/completions`, as OpenAI and vLLM have them.
 
-What their bodies say is in `wire.py` and `admit.py`, how their answers look in `chunks.py` and `whole.py`.
+    wire      what is asked, and what of it is understood
+    admit     an `Ask` made of it; forms says what the answer has to be
+    chunks    how an answer is streamed
+    whole     how it is told in one piece
+    odds      logprobs, in both
+
+What other surfaces ask is made of the same types, so that the same rules hold for it.
 """
 
 import hashlib
@@ -13,13 +19,13 @@ from litestar.types import Scope
 
 from millrace import __version__
 from millrace.messages import digits_of
-from services.gateway import admit, wire
-from services.gateway.chunks import Events, Head
-from services.gateway.counter import Counter, Order, at
 from services.gateway.desk import Answer, Ask, Model
+from services.gateway.http.counter import Counter, Order, at
 from services.gateway.speech import Speech, listen
+from services.gateway.surfaces.openai import admit, wire
+from services.gateway.surfaces.openai.chunks import Events, Head
+from services.gateway.surfaces.openai.whole import whole
 from services.gateway.visit import Visit
-from services.gateway.whole import whole
 
 Shape = Literal["chat", "text"]
 

@@ -17,8 +17,8 @@ from litestar.types import Receive, Scope, Send
 from millrace.errors import Code, Failure
 from millrace.messages import Here
 from millrace.subjects import Role
-from services.gateway.counter import at, reply
 from services.gateway.desk import Desk
+from services.gateway.http.counter import at, reply
 
 OURS = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 

@@ -6,12 +6,14 @@ from litestar.types import Receive, Scope, Send
 from millrace.errors import Code, Failure
 from millrace.metrics import CONTENT_TYPE
 from millrace.settings import Gateway
-from services.gateway import fault, kill, page
-from services.gateway.counter import Counter, at, reply, told
+from services.gateway import page
 from services.gateway.desk import Desk
-from services.gateway.document import PATH, document
-from services.gateway.gate import METRICS
-from services.gateway.live import Window
+from services.gateway.door.document import PATH, document
+from services.gateway.door.gate import METRICS
+from services.gateway.http import fault
+from services.gateway.http.counter import Counter, at, reply, told
+from services.gateway.page import kill
+from services.gateway.page.live import Window
 from services.gateway.surfaces import (
     anthropic,
     embeddings,

@@ -13,8 +13,8 @@ import msgspec
 
 from millrace.errors import Code, Failure
 from millrace.messages import Ids, Sampling, Text
-from services.gateway.body import refused
 from services.gateway.desk import Ask, Desk, Model
+from services.gateway.http.body import refused
 from services.gateway.visit import Visit
 
 MAX_TEXTS = 2048

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from services.gateway.neighbours import SEEN_S
+from services.gateway.owner.neighbours import SEEN_S
 
 
 class Detokenizers:

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 
 from millrace.messages import Form
-from services.gateway.body import depth, refused
-from services.gateway.wire import Body, ChatBody
+from services.gateway.http.body import depth, refused
+from services.gateway.surfaces.openai.wire import Body, ChatBody
 
 MAX_FORM_DEPTH = 64
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from millrace import messages as m
 from millrace.subjects import Role
-from services.gateway.neighbours import SEEN_S
+from services.gateway.owner.neighbours import SEEN_S
 
 WAIT_S = 0.4
 """For a job to come to the right engine: it is offered around every few milliseconds, and a client that waits

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from millrace import messages as m
 from millrace.keys import Tenant
 from millrace.subjects import model_key
-from services.gateway.entry import Entry
+from services.gateway.owner.entry import Entry
 
 IN_TURN = 4
 """Empty lanes named each time: what this costs does not grow with the tenants."""

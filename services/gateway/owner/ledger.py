@@ -17,11 +17,11 @@ from msgspec import structs
 from millrace import messages as m
 from millrace.errors import Code, Failure
 from millrace.subjects import ACK_WAIT_S, DETOKENIZER, ENGINE, Send
-from services.gateway.detokenizers import Detokenizers
-from services.gateway.effects import Bury, Check, Delete, Effect, Lost, Probe, Resubmit, Settle
-from services.gateway.entry import Entry, nobody
-from services.gateway.kin import WAIT_S, Kin
-from services.gateway.peers import Peers
+from services.gateway.owner.detokenizers import Detokenizers
+from services.gateway.owner.effects import Bury, Check, Delete, Effect, Lost, Probe, Resubmit, Settle
+from services.gateway.owner.entry import Entry, nobody
+from services.gateway.owner.kin import WAIT_S, Kin
+from services.gateway.owner.peers import Peers
 
 RENEW_S = ACK_WAIT_S / 2.5
 """One lost renewal must not cost the lease."""

@@ -4,8 +4,8 @@ import time
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.connection import connection_of
 from services.gateway.desk import Watch
+from services.gateway.http.connection import connection_of
 from services.gateway.visit import Visit
 
 

@@ -11,9 +11,9 @@ from millrace.errors import Failure
 from millrace.keys import ANYONE, Tenant
 from millrace.subjects import Lane, lane_of, model_key
 from millrace.telemetry import child_of, is_sampled
-from services.gateway.blame import Blame
 from services.gateway.desk import Ask, Piece
-from services.gateway.tally import Tally
+from services.gateway.owner.blame import Blame
+from services.gateway.owner.tally import Tally
 from services.gateway.visit import Visit
 
 

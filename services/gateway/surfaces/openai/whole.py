@@ -8,10 +8,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from services.gateway.chunks import Head, usage
 from services.gateway.desk import Answer, Piece
-from services.gateway.odds import Logprobs, joined, logprobs
 from services.gateway.speech import Speech, Spoken
+from services.gateway.surfaces.openai.chunks import Head, usage
+from services.gateway.surfaces.openai.odds import Logprobs, joined, logprobs
 
 
 @dataclass(slots=True)

@@ -18,15 +18,15 @@ from uvicorn.server import ServerState
 
 from millrace.errors import Code, Failure
 from millrace.settings import Gateway
-from services.gateway import fault
-from services.gateway.connection import Connection
 from services.gateway.desk import Desk
-from services.gateway.gate import Gate
-from services.gateway.origins import allowed
-from services.gateway.routes import routes
-from services.gateway.straight import Straight
+from services.gateway.door.gate import Gate
+from services.gateway.door.origins import allowed
+from services.gateway.door.routes import routes
+from services.gateway.door.straight import Straight
+from services.gateway.door.watched import watched
+from services.gateway.http import fault
+from services.gateway.http.connection import Connection
 from services.gateway.visit import Visit
-from services.gateway.watched import watched
 
 log = logging.getLogger("millrace.gateway")
 

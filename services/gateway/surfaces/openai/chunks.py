@@ -11,11 +11,11 @@ import msgspec
 
 from millrace.errors import Failure
 from millrace.messages import SpelledOdds
-from services.gateway import fault
 from services.gateway.desk import Piece
-from services.gateway.odds import logprobs
+from services.gateway.http import fault
+from services.gateway.http.stream import HEADERS, WAITING, escaped, quoted
 from services.gateway.speech import Arguments, Call, Content, End, Reason, Reasoning, Saying, Speech
-from services.gateway.stream import HEADERS, WAITING, escaped, quoted
+from services.gateway.surfaces.openai.odds import logprobs
 
 DONE = b"data: [DONE]\n\n"
 

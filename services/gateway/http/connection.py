@@ -19,8 +19,8 @@ from uvicorn.server import ServerState
 
 from millrace.errors import Code, Failure
 from millrace.settings import Gateway
-from services.gateway import fault
-from services.gateway.joined import Joined
+from services.gateway.http import fault
+from services.gateway.http.joined import Joined
 from services.gateway.visit import Visit
 
 EXTENSION = "millrace.connection"

@@ -7,7 +7,7 @@ from typing import Any
 from litestar.types import Receive, Scope
 
 from millrace.errors import Code, Failure
-from services.gateway.connection import connection_of
+from services.gateway.http.connection import connection_of
 
 
 async def read_body(

@@ -8,11 +8,10 @@ import msgspec
 from msgspec import structs
 
 from millrace.messages import Chat, Ids, Sampling, Text
-from services.gateway.body import depth, refused
 from services.gateway.desk import Ask
-from services.gateway.forms import form
-from services.gateway.visit import Visit
-from services.gateway.wire import (
+from services.gateway.http.body import depth, refused
+from services.gateway.surfaces.openai.forms import form
+from services.gateway.surfaces.openai.wire import (
     MAX_CHOICES,
     MAX_DEPTH,
     MAX_SEED,
@@ -25,6 +24,7 @@ from services.gateway.wire import (
     Tool,
     Turn,
 )
+from services.gateway.visit import Visit
 
 DEFAULT_COMPLETION = 16
 """What `/v1/completions` gives without `max_tokens`, as OpenAI has it."""

@@ -13,8 +13,8 @@ from litestar import Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.counter import MOUNTED
-from services.gateway.gate import Gate
+from services.gateway.door.gate import Gate
+from services.gateway.http.counter import MOUNTED
 
 HOST = re.compile(rb"[0-9A-Za-z.:\[\]_-]*")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
-from services.gateway.body import decode, refused
+from services.gateway.http.body import decode, refused
 
 MAX_MESSAGES = 2048
 """A conversation longer than this does not fit the context of any model we serve."""

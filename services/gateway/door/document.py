@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 
 from millrace import __version__
-from services.gateway import wire
 from services.gateway.surfaces import anthropic, embeddings, ollama, tokens
 from services.gateway.surfaces.ollama import embed
+from services.gateway.surfaces.openai import wire
 from services.gateway.surfaces.responses import asked
 
 PATH = "/openapi.json"

@@ -12,10 +12,10 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import HTTPResponseBodyEvent, HTTPResponseStartEvent, Receive, Scope, Send
 
 from millrace.errors import Code, Failure
-from services.gateway.attend import attended
-from services.gateway.counter import at
 from services.gateway.desk import Desk
-from services.gateway.stream import HEADERS
+from services.gateway.http.attend import attended
+from services.gateway.http.counter import at
+from services.gateway.http.stream import HEADERS
 
 EVERY_S = 0.25
 

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 
-from services.gateway.entry import Entry
+from services.gateway.owner.entry import Entry
 
 SLOWEST = 0.01
 """Ends in a second. At fewer nothing can be foretold."""

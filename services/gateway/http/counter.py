@@ -28,14 +28,14 @@ from litestar.types import (
 
 from millrace.errors import Code, Failure
 from millrace.settings import Gateway
-from services.gateway import fault
-from services.gateway.attend import attended, read_body
-from services.gateway.body import refused
-from services.gateway.connection import connection_of
 from services.gateway.desk import Answer, Ask, Desk, Model
-from services.gateway.siblings import opened
+from services.gateway.http import fault
+from services.gateway.http.attend import attended, read_body
+from services.gateway.http.body import refused
+from services.gateway.http.connection import connection_of
+from services.gateway.http.siblings import opened
+from services.gateway.http.stream import EventStream, Telling
 from services.gateway.speech import Speech, listen
-from services.gateway.stream import EventStream, Telling
 
 log = logging.getLogger("millrace.gateway")
 
