@@ -272,7 +272,9 @@ class TokenizerActor(Actor):
         if effort == "none" and not self._voice.reasoning:
             return {}
         raise Failure(
-            Code.INVALID_REQUEST, "this model's effort of reasoning cannot be set", param="reasoning_effort"
+            Code.INVALID_REQUEST,
+            "'reasoning_effort' is nothing that this model's chat template knows",
+            param="reasoning_effort",
         )
 
 

@@ -208,6 +208,7 @@ def test_tokens_are_counted(client: Anthropic) -> None:
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"extra_body": {"output_config": {"effort": "low"}}}, "'output_config.effort'"),
         ({"extra_body": {"container": "x"}}, "container"),
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"max_tokens": 9_000}, "4096"),

@@ -90,6 +90,26 @@ def test_parameters_without_effect() -> None:
     assert chat(seed=1) == ask
 
 
+A_TOOL = {"type": "function", "function": {"name": "f"}}
+STRICT = {"type": "function", "function": {"name": "f", "strict": True}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [A_TOOL]}}
+
+
+@pytest.mark.parametrize("wish", [{"ignore_eos": True}, {"min_tokens": 1}])
+@pytest.mark.parametrize(
+    ("tool", "choice"), [(A_TOOL, "required"), (A_TOOL, A_TOOL), (A_TOOL, ALLOWED), (STRICT, "auto")]
+)
+def test_a_call_that_keeps_to_a_grammar_ends_the_answer(
+    tool: dict[str, Any], choice: Any, wish: dict[str, Any]
+) -> None:
+    """What would have it go on is refused before it begins; of calls that keep to none it is not."""
+    body = {"model": "sim", "messages": HELLO, "tools": [tool], "tool_choice": choice, **wish}
+
+    assert [refusal(json.dumps(body).encode()).param] == list(wish)
+    for free in ({"tools": [A_TOOL]}, {"tools": [STRICT], "tool_choice": "none"}):
+        assert chat(**free, **wish)
+
+
 @pytest.mark.parametrize(
     ("params", "name"),
     [

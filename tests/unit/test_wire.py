@@ -182,6 +182,13 @@ def test_deep_json_is_refused(name: str, opening: str) -> None:
     assert Code.INVALID_REQUEST == failure.code
 
 
+def test_a_refusal_is_short() -> None:
+    """However long a value was, it is not sent back."""
+    role = refusal(json.dumps({"model": "sim", "messages": [{"role": "x" * 9_000}]}).encode())
+
+    assert ("messages[0].role", True) == (role.param, len(role.message) < 200)
+
+
 def test_template_arguments_are_shallow() -> None:
     """What is decoded again further on may not be deep there either."""
     nested: dict[str, Any] = {}

@@ -48,7 +48,7 @@ def _invalid(said: str) -> Failure:
         verb = "Unknown" if field[1] == "contains unknown" else "Missing"
         return refused(param, f"{verb} parameter: '{param}'.")
     if told := _NOT_HERE.fullmatch(what):
-        what = f"{SPELLED.get(told[1], told[1])} is not supported"
+        what = f"{SPELLED.get(told[1]) or told[1][:100]} is not supported"
     return refused(path or None, f"Invalid '{path}': {what}." if path else f"Invalid body: {what}.")
 
 

@@ -3,12 +3,14 @@
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import Scope
 
+from millrace.errors import Failure
 from millrace.messages import Chat, Encode
 from services.gateway.desk import Answer
+from services.gateway.http import fault
 from services.gateway.http.body import decode
 from services.gateway.http.counter import Counter, Order, at
 from services.gateway.speech import Speech
-from services.gateway.surfaces.anthropic.asked import OURS, Body, Counted, ask
+from services.gateway.surfaces.anthropic.asked import Body, Counted, ask, names
 from services.gateway.surfaces.anthropic.blocks import Events, Head, told
 from services.gateway.visit import Visit
 
@@ -26,7 +28,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
             return await told(job, Head(job, model), speech)
 
         return Order(
-            ask=asked, model=model, streamed=bool(body.stream), events=events, whole=whole, names=OURS
+            ask=asked, model=model, streamed=bool(body.stream), events=events, whole=whole, names=names(body)
         )
 
     async def count(raw: bytes, scope: Scope) -> dict[str, int]:
@@ -34,7 +36,10 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         model = counter.known(body.model)
         conversation = ask(body, model, Visit.of(scope)).input
         assert isinstance(conversation, Chat)
-        made = await counter.desk.encode(model.name, Encode(conversation, "count"))
+        try:
+            made = await counter.desk.encode(model.name, Encode(conversation, "count"))
+        except Failure as failure:
+            raise fault.renamed(failure, names(body)) from None
         return {"input_tokens": made.count}
 
     return [

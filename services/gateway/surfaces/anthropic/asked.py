@@ -24,10 +24,9 @@ OURS = {
     "max_completion_tokens": "max_tokens",
     "stop": "stop_sequences",
     "response_format": "output_config",
-    "reasoning_effort": "thinking",
     "parallel_tool_calls": "tool_choice",
 }
-"""Our parameters by their names here."""
+"""Our parameters by their names here. Of reasoning, `names` knows by which it was asked for."""
 
 
 class Block(Struct, forbid_unknown_fields=True, tag_field="type", kw_only=True):
@@ -166,7 +165,13 @@ def ask(body: Counted, model: Model, visit: Visit) -> Ask:
         fields["stop"] = body.stop_sequences or None
         for name in ("temperature", "top_p", "top_k"):
             fields[name] = getattr(body, name)
-    return chat.ask(fields, OURS, visit)
+    return chat.ask(fields, names(body), visit)
+
+
+def names(body: Counted) -> dict[str, str]:
+    """Our parameters by those that this client used."""
+    effort = body.output_config is not None and body.output_config.effort is not None
+    return OURS | {"reasoning_effort": "output_config.effort" if effort else "thinking"}
 
 
 def _messages(body: Counted) -> list[dict[str, Any]]:

@@ -168,9 +168,11 @@ def _tools(body: ChatBody) -> dict[str, Any]:
     for name in allowed:
         if name not in names:
             raise refused("tool_choice", f"'tool_choice' names '{name[:64]}', which is not in 'tools'.")
-    if must and (body.ignore_eos or body.min_tokens):
+    strict = any(tool.function.strict for tool in tools if not allowed or tool.function.name in allowed)
+    if (must or allowed or strict) and (body.ignore_eos or body.min_tokens):
         name = "ignore_eos" if body.ignore_eos else "min_tokens"
-        raise refused(name, f"'{name}' cannot be kept to with a 'tool_choice' that says where to end.")
+        held = "a 'tool_choice' that says" if must or allowed else "strict 'tools', whose calls say"
+        raise refused(name, f"'{name}' cannot be kept to with {held} where to end.")
     return {
         "tools": msgspec.json.encode([{"type": "function", "function": _spec(tool)} for tool in tools]),
         "must_call": must,
