@@ -120,7 +120,7 @@ class GatewayActor(Actor):
 
     def here(self, state: str, pid: int) -> Here:
         # Its tallies are long, and the other gateways alone want them.
-        return self._told_whole(state, pid, tallies=self._neighbours.shared())
+        return self._told_whole(state, pid, tallies=bool(self._neighbours.fellows()))
 
     def _told_whole(self, state: str, pid: int, *, tallies: bool = True) -> Here:
         counts = {**self.bus.counts, **self._ledger.counts, **self._sight.counts}
@@ -257,7 +257,7 @@ class GatewayActor(Actor):
         wanted = m.Find(id, tenant, cancel)
         if isinstance(own := self._found(wanted, Context("", "", 0)), m.Found):
             return own
-        others = [here.id for here in self._others() if here.role == Role.GATEWAY]
+        others = [id for id in self._neighbours.fellows() if not self._gone(id)]
         return await search(self.bus, wanted, others)
 
     def _found(self, wanted: m.Find, context: Context) -> m.Found | m.Gone | None:
@@ -356,12 +356,15 @@ class GatewayActor(Actor):
         return None
 
     def _orphaned(self, orphan: m.Orphan, context: Context) -> None:
-        """Its owner did not answer. It is ended only if the owner is gone, not just away like we were."""
-        now = time.monotonic()
-        owner = m.owner_of(orphan.request)
-        if now - self._connected_at < ORPHAN_S or self._neighbours.heard_since(owner, now - ORPHAN_S):
-            return
-        self._do(self._ledger.orphan(orphan.lease))
+        """Its owner did not answer. It is ended only if the owner is gone."""
+        if self._gone(m.owner_of(orphan.request)):
+            self._do(self._ledger.orphan(orphan.lease))
+
+    def _gone(self, gateway: str) -> bool:
+        """Not just away, like we were or are."""
+        since = time.monotonic() - ORPHAN_S
+        heard = self._neighbours.heard_since(gateway, since)
+        return self.bus.up and self._connected_at <= since and not heard
 
     def _here(self, here: Here, context: Context) -> None:
         now = time.monotonic()

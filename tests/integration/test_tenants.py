@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 
 from millrace import keys
 from millrace.bus import Bus, NoAnswer
+from millrace.errors import Code, Failure
 from millrace.messages import Find, Found, Gone
 from millrace.subjects import FIND, Role
 from services.gateway.search import search
@@ -181,7 +182,7 @@ async def test_a_flood_is_refused_to_itself(service: Service, clients: dict[str,
 
 async def test_what_no_gateway_has_is_told_by_all_of_them(service: Service) -> None:
     """Nobody waits for more: the time that a silent one would be given is as good as endless here. A silent
-    one is waited for; an older version asks for no such word, and gets none."""
+    one is waited for, and may have it; an older version asks for no such word, and gets none."""
     url = (service.folder / "nats" / "gateway.url").read_text().strip()
     gateways = [row.id for row in await service.rows("gateway")]
     bus = await Bus.connect(url, Role.GATEWAY, "asks")
@@ -189,7 +190,9 @@ async def test_what_no_gateway_has_is_told_by_all_of_them(service: Service) -> N
     try:
         async with asyncio.timeout(60):
             assert await search(bus, wanted, gateways, 3600.0) is None
-        assert await search(bus, wanted, [*gateways, "silent"], 0.1) is None
+        with pytest.raises(Failure) as unsure:
+            await search(bus, wanted, [*gateways, "silent"], 0.1)
+        assert Code.UNAVAILABLE == unsure.value.code
         with pytest.raises(NoAnswer):
             await bus.request(FIND.to(""), wanted, Found | Gone, 0.5)
     finally:
@@ -225,6 +228,25 @@ async def test_a_cancelled_stream_ends_with_an_error(
     assert {("lab", 404): 8, ("acme", 200): 4} == statuses
     assert (200, "cancelled", 404) == (cancelled.status_code, cancelled.json()["status"], again.status_code)
     assert "cancelled" == ended.value.code
+
+
+async def test_nobody_says_no_for_a_gateway_that_is_silent(
+    service: Service, clients: dict[str, AsyncOpenAI]
+) -> None:
+    """Whose request it may be: who asks is told to come again. The other one's silence keeps nothing back."""
+    stream = await clients["acme"].chat.completions.create(**LONG)
+    url = f"{service.url}/v1/requests/{stream.response.headers['x-request-id']}"
+    headers = {"x-api-key": KEYS["acme"][0], "connection": "close"}
+    statuses = set()
+    async with stream, httpx.AsyncClient(headers=headers, timeout=60) as http:
+        for row in await service.rows("gateway"):
+            os.kill(row.pid, signal.SIGSTOP)
+            try:
+                statuses.add((await http.get(url)).status_code)
+            finally:
+                os.kill(row.pid, signal.SIGCONT)
+
+    assert {200, 503} == statuses
 
 
 async def test_a_queued_request_has_a_position(service: Service, clients: dict[str, AsyncOpenAI]) -> None:

@@ -26,12 +26,12 @@ def test_who_is_not_ready_is_missing() -> None:
 def test_it_is_no_neighbour_of_its_own_but_one_of_the_gateways() -> None:
     known = Neighbours("gateway_a")
     known.heard(here(Role.GATEWAY, "gateway_a"), 0.0)
-    alone = known.shared(), known.gateways(0.1), known.there(0.1)
+    alone = known.fellows(), known.gateways(0.1), known.there(0.1)
     other = here(Role.GATEWAY, "gateway_b")
     known.heard(other, 0.0)
 
-    assert (False, 1, []) == alone
-    assert (True, 2, [other]) == (known.shared(), known.gateways(0.1), known.there(0.1))
+    assert ([], 1, []) == alone
+    assert (["gateway_b"], 2, [other]) == (known.fellows(), known.gateways(0.1), known.there(0.1))
     assert (0, []) == (known.gateways(SEEN_S + 0.1), known.there(SEEN_S + 0.1))
 
 
@@ -40,8 +40,8 @@ def test_the_silent_are_forgotten_in_the_end() -> None:
     known = Neighbours("gateway_a")
     known.heard(here(Role.GATEWAY, "gateway_b"), 0.0)
     known.tick(FORGET_S)
-    kept = known.shared(), known.heard_since("gateway_b", -1.0), known.heard_since("gateway_b", 0.0)
+    kept = known.fellows(), known.heard_since("gateway_b", -1.0), known.heard_since("gateway_b", 0.0)
     known.tick(FORGET_S + 0.1)
 
-    assert (True, True, False) == kept
-    assert (False, False) == (known.shared(), known.heard_since("gateway_b", -1.0))
+    assert (["gateway_b"], True, False) == kept
+    assert ([], False) == (known.fellows(), known.heard_since("gateway_b", -1.0))

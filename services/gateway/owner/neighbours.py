@@ -36,9 +36,9 @@ class Neighbours:
         """This one among them, once it has heard itself."""
         return sum(here.role == Role.GATEWAY for here in self._recent(now))
 
-    def shared(self) -> bool:
-        """Whether another gateway was ever met, as far as is remembered."""
-        return any(here.role == Role.GATEWAY and here.id != self._id for here, _ in self._seen.values())
+    def fellows(self) -> list[str]:
+        """The other gateways that were ever met, as far as is remembered."""
+        return [id for id, (here, _) in self._seen.items() if here.role == Role.GATEWAY and id != self._id]
 
     def heard_since(self, id: str, since: float) -> bool:
         seen = self._seen.get(id)
