@@ -73,6 +73,15 @@ class Machine:
             max((stat.get("nr_throttled", 0) for stat in stats), default=0),
         )
 
+    def tasks(self) -> int | None:
+        """So many more processes and threads its cgroups allow; None: as many as it likes."""
+        bounded = [
+            most - (_number(level / "pids.current") or 0)
+            for level in self._levels("pids")
+            if (most := _number(level / "pids.max")) is not None
+        ]
+        return min(bounded, default=None)
+
     def _of_the_system(self) -> tuple[int, int]:
         found: dict[str, int] = {}
         for line in contents(self._meminfo).splitlines():

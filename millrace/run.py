@@ -30,6 +30,9 @@ HERE_S = 0.5
 DRAIN_S = 60.0
 """No drain takes longer; a gateway's own limit for its streams is shorter."""
 
+NO_THREAD = ("can't start new thread", "pthread_create failed", "ThreadPoolBuildError")
+"""The words of Python, of ONNX Runtime and of the tokenizers' library where they cannot start one."""
+
 log = logging.getLogger("millrace.run")
 
 
@@ -54,7 +57,14 @@ def main(role: Role, given: settings.Process) -> int:
     if isinstance(given, settings.Gateway):
         keys.read(given.keys)
     logs.set_up(level, role, id, given.log_format)
-    return uvloop.run(_live(role, given, id))
+    try:
+        return uvloop.run(_live(role, given, id))
+    except BaseException as error:
+        if not any(words in str(error) for words in NO_THREAD):
+            raise
+        raise settings.SettingError(
+            "no more threads can be started: raise the limit of this cgroup (pids.max) or user (`ulimit -u`)"
+        ) from error
 
 
 def _builder(role: Role) -> Build:

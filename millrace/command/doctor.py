@@ -6,6 +6,7 @@ Each check takes facts and returns a Finding; `examine` alone looks at the machi
 import contextlib
 import ctypes
 import json
+import math
 import os
 import platform
 import resource
@@ -32,6 +33,9 @@ ROOM = 256 << 20
 
 FILES = 1024
 """Open files, besides one for each connection: those of a model, of NATS, of the logs."""
+
+TASKS = 16
+"""Processes and threads, besides some for each engine and CPU: 27 in all where there are one and two."""
 
 KERNELS = (
     ("amx_int8", "AMX: the fastest kernels for 8-bit weights"),
@@ -173,6 +177,16 @@ def open_files(hard: int, connections: int) -> Finding:
     return Finding("open files", "ok", said)
 
 
+def threads(left: int | None, engines: int, cpus: float) -> Finding:
+    """`left`: of processes and threads, those that may still be started; None: as many as one likes."""
+    needed = TASKS + engines * math.ceil(8 * cpus)
+    if left is not None and left < needed:
+        said = f"{left} more may be started, processes counted, and a service has up to {needed}"
+        mend = "raise the limit of this cgroup (pids.max) or of this user (`ulimit -u`)"
+        return Finding("threads", "warn", said, mend)
+    return Finding("threads", "ok", "no limit" if left is None else f"{left} more may be started")
+
+
 def model(name: str, wrong: Sequence[str], note: str, *, role: str = "model") -> Finding:
     """`wrong`: what is wrong with its files, or why it cannot be found."""
     if wrong:
@@ -223,6 +237,24 @@ def examine(up: settings.Up, gateway: settings.Gateway, engine: settings.Engine)
     made = Path(__file__).stat().st_mtime
     yield clock(time.time(), made, kept=_synchronised())
     yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1], gateway.connections)
+    yield threads(_tasks_left(machine), up.engines, machine.cpus())
+
+
+def _tasks_left(machine: Machine) -> int | None:
+    left = [] if (found := machine.tasks()) is None else [found]
+    user, (most, _) = os.geteuid(), resource.getrlimit(resource.RLIMIT_NPROC)
+    if user and most != resource.RLIM_INFINITY:  # root is free of it
+        left.append(most - _tasks_of(user))
+    return min(left, default=None)
+
+
+def _tasks_of(user: int) -> int:
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if process.stat().st_uid == user:
+                count += sum(1 for _ in (process / "task").iterdir())
+    return count
 
 
 def _of_model(given: settings.Engine, there: Memory) -> Iterator[Finding]:

@@ -216,6 +216,8 @@ def machine(folder: Path, *, limit: int, used: int = 0, version: int = 2, cached
         files |= {
             "memory.stat": f"active_file {cached // 2}\ninactive_file {cached // 2}\nanon 5",
             "cpu.stat": "nr_periods 8\nnr_throttled 3",
+            "pids.max": 40,
+            "pids.current": 18,
         }
     else:
         (root / "proc/self/cgroup").write_text("4:memory:/outer/inner\n2:cpu,cpuacct:/outer/inner\n0::/\n")
@@ -248,5 +250,6 @@ def test_a_cgroup_is_the_machine(tmp_path: Path, version: int) -> None:
 def test_without_a_limit_it_is_all_of_it(tmp_path: Path) -> None:
     """As most machines are; and this one can be looked at."""
     assert Memory(8 * GB, 7 * GB) == Machine(str(machine(tmp_path, limit=100 * GB))).memory()
+    assert 22 == Machine(str(tmp_path / "machine")).tasks()
     here = Machine().memory()
     assert 0 < here.available <= here.total

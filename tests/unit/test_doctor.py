@@ -47,6 +47,7 @@ WRONG = [
     (doctor.port("127.0.0.1", 80, "cannot listen", ours=False), "bad", "--port"),
     (doctor.clock(0.0, 1e9, kept=True), "warn", "set it"),
     (doctor.open_files(1024, 4096), "warn", "ulimit"),
+    (doctor.threads(22, 1, 2), "warn", "pids.max"),
     (doctor.model("demo", ["model.onnx: missing", "x: missing"], ""), "bad", "millrace model ls"),
     (doctor.refused("draft", "its tokens are others"), "bad", "--draft"),
 ]
@@ -64,6 +65,8 @@ WELL = [
     doctor.port("127.0.0.1", 80, "cannot listen", ours=True),
     doctor.clock(2e9, 1e9, kept=False),
     doctor.open_files(1 << 20, 4096),
+    doctor.threads(32, 1, 2),
+    doctor.threads(None, 64, 64),
     doctor.model("demo", [], "every file is as it was made"),
 ]
 

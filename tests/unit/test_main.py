@@ -1,11 +1,17 @@
 """The `millrace` command's first moments."""
 
+import asyncio
+import re
 import subprocess
 import sys
+import threading
 import tomllib
+from typing import Any
 
 import pytest
 
+from millrace import logs, run, settings
+from millrace.subjects import Role
 from tests.kit.service import ROOT
 
 CLOSED = """
@@ -72,3 +78,23 @@ def test_every_letter_can_be_shown(encoding: str, shown: str) -> None:
     )
 
     assert (0, shown.encode(), b"") == (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("words", [*run.NO_THREAD, ""])
+def test_a_process_that_may_start_no_thread_says_so(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever library it was that could not; without words, of a stack that nothing has room for. It is no
+    defect, and would be the same at the next start."""
+
+    async def live(*_: Any) -> int:
+        if words:
+            raise RuntimeError(f"a library: {words}, error code: 11")
+        threading.stack_size(1 << 50)
+        try:
+            return await asyncio.to_thread(int)
+        finally:
+            threading.stack_size(0)
+
+    monkeypatch.setattr(run, "_live", live)
+    monkeypatch.setattr(logs, "set_up", lambda *_: None)
+    with pytest.raises(settings.SettingError, match=re.escape("pids.max")):
+        run.main(Role.TOKENIZER, settings.Tokenizer())
