@@ -304,13 +304,16 @@ def fits(text: int, max_len: int) -> int:
 
 
 def room(prompt: int, wanted: int | None, max_len: int) -> int:
-    """How many tokens may be answered; says both numbers when it does not fit."""
+    """How many tokens may be answered; says both numbers when it does not fit.
+
+    The parameter is named as a chat has it: the gateway knows what the client called it.
+    """
     left = max_len - prompt
     if left < 1 or (wanted or 0) > left:
         asked = f" and {wanted} of answer" if wanted else ""
         raise Failure(
             Code.CONTEXT_LENGTH_EXCEEDED,
             f"this model's context is {max_len} tokens; the request has {prompt} tokens of prompt{asked}",
-            param="max_tokens" if left >= 1 else "messages",
+            param="max_completion_tokens" if left >= 1 else "messages",
         )
     return wanted if wanted is not None else left

@@ -57,7 +57,20 @@ async def test_context_too_long(sdk: AsyncOpenAI, prompt: str) -> None:
     with pytest.raises(openai.BadRequestError, match=r"context is 4096 tokens; .* \d{4,}") as caught:
         await sdk.completions.create(model="sim", prompt=prompt)
 
-    assert "context_length_exceeded" == caught.value.code
+    assert ("context_length_exceeded", "prompt") == (caught.value.code, caught.value.param)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+async def test_answer_too_long(sdk: AsyncOpenAI, name: str) -> None:
+    """The parameter that asked for it, by the name it was sent under."""
+    asked: dict[str, Any] = {"model": "sim", name: 5000}
+    with pytest.raises(openai.BadRequestError, match="and 5000 of answer") as caught:
+        if name == "max_output_tokens":
+            await sdk.responses.create(input="Hello", **asked)
+        else:
+            await sdk.chat.completions.create(messages=HELLO, **asked)
+
+    assert ("context_length_exceeded", name) == (caught.value.code, caught.value.param)
 
 
 async def test_queue_full(sdk: AsyncOpenAI) -> None:

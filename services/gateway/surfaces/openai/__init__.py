@@ -11,6 +11,7 @@ What other surfaces ask is made of the same types, so that the same rules hold f
 
 import hashlib
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -29,13 +30,20 @@ from services.gateway.visit import Visit
 
 Shape = Literal["chat", "text"]
 
+OLDER = {"max_completion_tokens": "max_tokens"}
+"""A chat's parameters by the names that they had before."""
+
+TEXT = OLDER | {"messages": "prompt"}
+"""A chat's parameters by their names in a completion."""
+
 
 def routes(counter: Counter) -> list[HTTPRouteHandler]:
     def chat(raw: bytes, scope: Scope) -> Order:
         body = wire.read(wire.ChatBody, raw)
         model = counter.known(body.model)
         asks = admit.choices([admit.chat(body, Visit.of(scope))], body.n or 1)
-        return _order("chat", asks, body, model, with_logprobs=bool(body.logprobs))
+        names = OLDER if body.max_completion_tokens is None else {}
+        return _order("chat", asks, body, model, with_logprobs=bool(body.logprobs), names=names)
 
     def completion(raw: bytes, scope: Scope) -> Order:
         body = wire.read(wire.TextBody, raw)
@@ -43,7 +51,8 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         n = body.n or 1
         asks = admit.choices(admit.completion(body, Visit.of(scope)), body.best_of or n)
         told = body.logprobs is not None
-        return _order("text", asks, body, model, with_logprobs=told, best=(n, body.best_of or n))
+        best = n, body.best_of or n
+        return _order("text", asks, body, model, with_logprobs=told, best=best, names=TEXT)
 
     return [
         at("POST", "/v1/chat/completions", counter.generating(chat)),
@@ -59,6 +68,7 @@ def _order(
     *,
     with_logprobs: bool,
     best: tuple[int, int] = (1, 1),
+    names: Mapping[str, str],
 ) -> Order:
     options = body.stream_options or wire.StreamOptions()
     token_ids = bool(body.return_token_ids)
@@ -98,6 +108,7 @@ def _order(
         streamed=bool(body.stream),
         events=events,
         whole=all_of,
+        names=names,
     )
 
 
