@@ -120,6 +120,31 @@ async def test_a_client_of_http_1_0(start: Start) -> None:
     assert b"content-length: " in whole
 
 
+OFFERS = (
+    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+    "connection: upgrade\r\nupgrade: websocket",
+)
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+async def test_an_offer_of_another_protocol_is_passed_over(start: Start, offer: str) -> None:
+    """Java's client offers HTTP/2 with its first request: that one is answered, with all that follow."""
+    site = await start(said("a", "b"))
+    get = b"GET /livez HTTP/1.1\r\nHost: test\r\n%b\r\n\r\n" % offer.encode()
+    several = request(STREAMED, headers=offer) + get + request(STREAMED)
+    at_once = await site.raw(several)
+    reader, writer = await site.connect()
+    for at in range(0, len(several), 7):
+        writer.write(several[at : at + 7])
+        await asyncio.sleep(0)
+    async with asyncio.timeout(LONG):
+        piecemeal = await reader.read()
+
+    for answers in (at_once, piecemeal):
+        assert [b"200"] * 3 == re.findall(rb"HTTP/1.1 (\d+) ", answers)
+        assert 2 == answers.count(b"data: [DONE]")
+
+
 # Failures
 
 

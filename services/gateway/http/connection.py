@@ -1,8 +1,9 @@
 """One TCP connection: what uvicorn leaves open is closed here.
 
 uvicorn has no limit for the size of a request's head with httptools, nor for how long a request may take
-to arrive, nor for how long a client may leave its answer unread; and of several requests sent at once it
-tells only the last one that the client has gone.
+to arrive, nor for how long a client may leave its answer unread; of several requests sent at once it
+tells only the last one that the client has gone; and a request that would also speak another protocol, as
+Java's own client does with HTTP/2, loses its body there.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 import uvicorn
 from litestar.types import Message, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -101,9 +103,29 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head:
             self._head_size += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as offered:
+                data = self._head_again() + data[offered.args[0] :]
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
         if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
             self._refuse(TOO_LARGE, Failure(Code.INVALID_REQUEST, "The request's headers are too large."))
+
+    def _head_again(self) -> bytes:
+        """The head that offered another protocol, without the offer. The parser has taken all that follows
+        such a head for that protocol's, and is ready for another request."""
+        line = b"%b %b HTTP/%b\r\n" % (
+            self.parser.get_method(),
+            self.url,
+            self.parser.get_http_version().encode(),
+        )
+        kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"".join((line, *kept, b"\r\n"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -118,6 +140,10 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("there is no way on from here")
+            return
         self._in_head = False
         if self.cycle is not None:
             self._ahead = [cycle for cycle in (*self._ahead, self.cycle) if not cycle.response_complete]
@@ -125,6 +151,8 @@ class Connection(HttpToolsProtocol):
         self.cycle.transport = Joined(self.transport)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._arriving_since = 0.0
         self._in_head, self._head_size = True, 0
