@@ -237,7 +237,9 @@ async def millrace(
         str(port),
     ]
     command += ["--state-dir", state, "--slots", str(slots), "--max-len", str(max_len)]
-    env = environment({"XDG_CACHE_HOME": str(work), **settings})
+    # ONNX Runtime for a GPU may lie there.
+    path = os.environ.get("PYTHONPATH", "")
+    env = environment({"XDG_CACHE_HOME": str(work), "PYTHONPATH": path, **settings})
     async with _running(name, command, port, folder.name, env, state / "out", "/readyz", state) as server:
         yield server
 

@@ -47,7 +47,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Found:
-    packages: dict[str, str]  # the versions of those that are installed
+    packages: dict[str, str]  # the versions of those whose modules would be imported
     driver: str  # its version; empty: none
     devices: list[Device]  # as cuda:0, cuda:1 ... name them
     problems: list[Problem]  # what keeps `--device cuda` from working
@@ -61,13 +61,16 @@ def number(device: str) -> int | None:
 
 def found(root: str = "/", env: Mapping[str, str] = os.environ) -> Found:
     """`root`: where /proc is, if a container has the machine's elsewhere."""
+    places = _places()
     packages = {}
     for name in ("onnxruntime", PACKAGE):
         try:
-            packages[name] = metadata.version(name)
+            made = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-    provider = _has_provider()
+        if Path(str(made.locate_file("onnxruntime"))).resolve() in places:  # not behind another on the path
+            packages[name] = made.version
+    provider = _has_provider(places)
     devices, driver = _asked(env) or _listed(Path(root))
     seen = _visible(devices, env.get("CUDA_VISIBLE_DEVICES"))
     return Found(packages, driver, seen, problems(packages, provider, driver, devices, seen))
@@ -149,11 +152,15 @@ def tried(at: int = 0) -> str:
     return "" if done.returncode == 0 else lines[0] if lines else f"it ended with status {done.returncode}"
 
 
-def _has_provider() -> bool:
+def _places() -> list[Path]:
+    """Where the modules are that an import finds."""
     spec = util.find_spec("onnxruntime")
-    places = list(spec.submodule_search_locations or ()) if spec else []
+    return [Path(place).resolve() for place in spec.submodule_search_locations or ()] if spec else []
+
+
+def _has_provider(places: list[Path]) -> bool:
     names = ("libonnxruntime_providers_cuda.so", "onnxruntime_providers_cuda.dll")
-    return any((Path(place) / "capi" / name).is_file() for place in places for name in names)
+    return any((place / "capi" / name).is_file() for place in places for name in names)
 
 
 def _asked(env: Mapping[str, str]) -> tuple[list[Device], str] | None:

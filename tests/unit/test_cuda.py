@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from millrace import cli, cuda, settings
-from millrace.convert.runtime import NoCuda, session
+from millrace.convert.runtime import NoCuda, ort, session
 from millrace.subjects import Role
 from millrace.up.launch import Launch
 from millrace.up.seat import Seat
@@ -99,6 +99,22 @@ def test_what_is_missing_is_said_with_its_mend(
 
     assert what in problem.what
     assert problem.mend
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_only_packages_whose_files_are_imported_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beside: bool
+) -> None:
+    """Over each other's files they are a problem; one that lies elsewhere on the path is never loaded."""
+    (tmp_path / "onnxruntime_gpu-9.9.dist-info").mkdir()
+    (tmp_path / "onnxruntime_gpu-9.9.dist-info/METADATA").write_text("Name: onnxruntime-gpu\nVersion: 9.9\n")
+    if beside:
+        (tmp_path / "onnxruntime").symlink_to(Path(ort.__file__).parent)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = cuda.found()
+
+    assert beside == ("9.9" in found.packages.values())
+    assert beside == any("both installed" in each.what for each in found.problems)
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
