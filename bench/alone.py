@@ -8,11 +8,11 @@ from pathlib import Path
 
 from millrace import models, settings
 from millrace.messages import Sampling
-from services.engine import prepare
 from services.engine.loop import StepLoop
-from services.engine.scheduler import Output, Scheduler
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model import prepare
+from services.engine.model.session import OrtModel
+from services.engine.steps.scheduler import Output, Scheduler
+from services.engine.steps.sequence import Sequence
 
 WAIT_S = 600.0
 

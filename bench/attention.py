@@ -22,7 +22,7 @@ from bench import table
 from bench.limits import Limits, best
 from millrace.convert.graph import CONTRIB, Graph, Inline
 from millrace.convert.runtime import ort
-from services.engine.device import Gpu, bound
+from services.engine.model.device import Gpu, bound
 
 Array = npt.NDArray[Any]
 

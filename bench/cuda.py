@@ -31,12 +31,12 @@ from millrace import cuda, models, plan
 from millrace.capacity import Needs
 from millrace.convert import card, convert, read_architecture
 from millrace.messages import Sampling
-from services.engine.device import Gpu
-from services.engine.prefix import BLOCK, Prefixes
-from services.engine.sample import choose
-from services.engine.scheduler import Chunk, Scheduler, Shelve, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.choice.sample import choose
+from services.engine.model.device import Gpu
+from services.engine.model.session import OrtModel
+from services.engine.steps.prefix import BLOCK, Prefixes
+from services.engine.steps.scheduler import Chunk, Scheduler, Shelve, Step
+from services.engine.steps.sequence import Sequence
 
 PARTS = ("limits", "attention", "engine", "torch", "http")
 TEXT = "The miller counts the sacks, and the river counts for him. " * 20

@@ -20,11 +20,11 @@ import numpy as np
 from bench import machine, twins
 from millrace import models, possible, settings
 from millrace.messages import Sampling
-from services.engine import prepare
-from services.engine.sample import choose
-from services.engine.scheduler import Chunk, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.choice.sample import choose
+from services.engine.model import prepare
+from services.engine.model.session import OrtModel
+from services.engine.steps.scheduler import Chunk, Step
+from services.engine.steps.sequence import Sequence
 
 BATCHES = (1, 2, 4, 8, 16)
 PROMPTS = (128, 512, 1024)

@@ -11,12 +11,12 @@ from bench import table
 from millrace import cache, models, settings
 from millrace.grammar import Grammars
 from millrace.messages import Form, Sampling, Voice
-from services.engine import prepare
-from services.engine.guide import Guide
 from services.engine.loop import StepLoop
-from services.engine.scheduler import Output, Scheduler
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model import prepare
+from services.engine.model.session import OrtModel
+from services.engine.steps.guide import Guide
+from services.engine.steps.scheduler import Output, Scheduler
+from services.engine.steps.sequence import Sequence
 from services.tokenizer.constrain import grammar
 from services.tokenizer.wish import Wish
 

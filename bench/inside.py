@@ -8,8 +8,8 @@ from millrace import models, settings
 from millrace.messages import Sampling
 from services.engine import opening
 from services.engine.loop import StepLoop
-from services.engine.scheduler import Output, Scheduler
-from services.engine.sequence import Sequence
+from services.engine.steps.scheduler import Output, Scheduler
+from services.engine.steps.sequence import Sequence
 
 WARM = 0.2
 """Of the time: passed before it counts."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from millrace.convert.graph import Graph, Inline
 from millrace.convert.runtime import ort
-from services.engine.device import Gpu
+from services.engine.model.device import Gpu
 
 REPEATS = 20
 

@@ -19,12 +19,12 @@ from millrace import models
 from millrace.convert import card
 from millrace.messages import Sampling
 from millrace.resources import resident
-from services.engine import prepare
-from services.engine.near import Cache
-from services.engine.prefix import BLOCK
-from services.engine.scheduler import Fetch, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model import prepare
+from services.engine.model.near import Cache
+from services.engine.model.session import OrtModel
+from services.engine.steps.prefix import BLOCK
+from services.engine.steps.scheduler import Fetch, Step
+from services.engine.steps.sequence import Sequence
 
 ROWS = (1, 4, 8, 16)
 CONTEXTS = (256, 1024)

@@ -20,16 +20,16 @@ import numpy.typing as npt
 from bench import machine, twins
 from millrace import models
 from millrace.messages import Sampling
-from services.engine import prepare
-from services.engine.draft import Draft
-from services.engine.lookup import Lookup
+from services.engine.choice.sample import Candidates, choose
+from services.engine.guesses.draft import Draft
+from services.engine.guesses.lookup import Lookup
 from services.engine.loop import StepLoop
-from services.engine.prefix import Prefixes
-from services.engine.sample import Candidates, choose
-from services.engine.scheduler import Drafter, Output, Scheduler
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
-from services.engine.shelf import FileShelf
+from services.engine.model import prepare
+from services.engine.model.session import OrtModel
+from services.engine.model.shelf import FileShelf
+from services.engine.steps.prefix import Prefixes
+from services.engine.steps.scheduler import Drafter, Output, Scheduler
+from services.engine.steps.sequence import Sequence
 
 Bools = npt.NDArray[np.bool_]
 

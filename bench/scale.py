@@ -16,7 +16,7 @@ from millrace import messages as m
 from millrace.metrics import SECONDS, TOKENS
 from millrace.run import HERE_S
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, JOB, JOBS, PRESENCE, TOKENIZER, Role
-from services.engine.roster import HOLDING_S
+from services.engine.jobs.roster import HOLDING_S
 from services.gateway.owner.ledger import RENEW_S
 
 IN_FLIGHT = (10, 1_000, 10_000, 100_000, 1_000_000)

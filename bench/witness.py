@@ -16,7 +16,7 @@ from millrace import run, settings
 from millrace.subjects import Role
 from services.engine import actor
 from services.engine.loop import Model, StepLoop
-from services.engine.scheduler import Output, Scheduler
+from services.engine.steps.scheduler import Output, Scheduler
 
 
 class Note(msgspec.Struct, array_like=True):

@@ -310,9 +310,9 @@ def in_engine(folder: Path, quant: Quant, cache: Cache) -> Generate:
 
     from millrace.convert import convert  # noqa: PLC0415
     from millrace.messages import Sampling  # noqa: PLC0415
-    from services.engine.scheduler import Chunk, Step  # noqa: PLC0415
-    from services.engine.sequence import Sequence  # noqa: PLC0415
-    from services.engine.session import OrtModel  # noqa: PLC0415
+    from services.engine.model.session import OrtModel  # noqa: PLC0415
+    from services.engine.steps.scheduler import Chunk, Step  # noqa: PLC0415
+    from services.engine.steps.sequence import Sequence  # noqa: PLC0415
     from services.tokenizer.encode import Encoder  # noqa: PLC0415
 
     encoder, tokenizer = Encoder.load(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))

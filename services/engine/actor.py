@@ -20,13 +20,13 @@ from millrace.resources import resident
 from millrace.subjects import BELL, ENGINE, GATEWAY, Role, model_key
 from millrace.telemetry import Context
 from millrace.wall import wall
+from services.engine.jobs.pressure import Level, Pressure, Sample
+from services.engine.jobs.roster import Ask, Effect, Roster, Tell
+from services.engine.jobs.turns import Turns
 from services.engine.loop import Model, Noted, StepLoop
 from services.engine.opening import opened, warm_up
-from services.engine.prefix import Prefixes
-from services.engine.pressure import Level, Pressure, Sample
-from services.engine.roster import Ask, Effect, Roster, Tell
-from services.engine.scheduler import Drafter, Output, Scheduler
-from services.engine.turns import Turns
+from services.engine.steps.prefix import Prefixes
+from services.engine.steps.scheduler import Drafter, Output, Scheduler
 
 TICK_S = 0.05
 IDLE_TICK_S = 0.25

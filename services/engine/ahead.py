@@ -4,7 +4,7 @@ import threading
 import weakref
 from queue import SimpleQueue
 
-from services.engine.sequence import Sequence
+from services.engine.steps.sequence import Sequence
 
 
 class Ahead:

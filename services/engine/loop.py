@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from millrace.messages import Odds
 from services.engine.ahead import Ahead
-from services.engine.guide import Guides
-from services.engine.odds import odds, of_prompt
-from services.engine.pool import Vectors
-from services.engine.prefix import Keeper
-from services.engine.sample import Candidates, Sampler, choose
-from services.engine.scheduler import Copy, Output, Scheduler, Step
-from services.engine.sequence import Sequence
+from services.engine.choice.odds import odds, of_prompt
+from services.engine.choice.pool import Vectors
+from services.engine.choice.sample import Candidates, Sampler, choose
+from services.engine.steps.guide import Guides
+from services.engine.steps.prefix import Keeper
+from services.engine.steps.scheduler import Copy, Output, Scheduler, Step
+from services.engine.steps.sequence import Sequence
 
 CHUNKS_TOLD = 64
 """A prompt of many thousand tokens has more chunks than anybody looks at."""

@@ -13,12 +13,13 @@ from millrace import messages as m
 from millrace.capacity import SLOTS
 from millrace.columns import size
 from millrace.machine import Machine
-from services.engine import draft, sim
-from services.engine.lookup import Lookup
+from services.engine.guesses import draft
+from services.engine.guesses.lookup import Lookup
 from services.engine.loop import Model
-from services.engine.scheduler import Chunk, Drafter, Step
-from services.engine.sequence import Sequence
-from services.engine.shelf import FileShelf
+from services.engine.model import sim
+from services.engine.model.shelf import FileShelf
+from services.engine.steps.scheduler import Chunk, Drafter, Step
+from services.engine.steps.sequence import Sequence
 
 log = logging.getLogger("millrace.engine")
 
@@ -88,7 +89,7 @@ def fitted(
 
 
 def real(folder: models.Model, given: settings.Engine, gpu: cuda.Device | None = None) -> Model:
-    from services.engine import guest, prepare, session  # noqa: PLC0415 - the simulated one starts without ONNX
+    from services.engine.model import guest, prepare, session  # noqa: PLC0415 - the simulated one starts without ONNX
 
     if gpu:
         return _real_on_gpu(folder, given, gpu)
@@ -120,8 +121,8 @@ def real(folder: models.Model, given: settings.Engine, gpu: cuda.Device | None =
 
 def _real_on_gpu(folder: models.Model, given: settings.Engine, gpu: cuda.Device) -> Model:
     from millrace.convert.runtime import NoCuda  # noqa: PLC0415
-    from services.engine import prepare, session  # noqa: PLC0415
-    from services.engine.device import Gpu  # noqa: PLC0415
+    from services.engine.model import prepare, session  # noqa: PLC0415
+    from services.engine.model.device import Gpu  # noqa: PLC0415
 
     if folder.guest:
         raise settings.SettingError(f"--device {given.device}: models that others exported run on cpu alone")

@@ -12,10 +12,10 @@ from typing import Any
 from millrace import models
 from millrace.messages import Sampling
 from services.detokenizer.decode import TextDecoder, load_tokenizer
-from services.engine.sample import choose
-from services.engine.scheduler import Chunk, Step
-from services.engine.sequence import Sequence
-from services.engine.sim import Costs, SimModel, Vocabulary
+from services.engine.choice.sample import choose
+from services.engine.model.sim import Costs, SimModel, Vocabulary
+from services.engine.steps.scheduler import Chunk, Step
+from services.engine.steps.sequence import Sequence
 from tests.chaos.site import SABOTAGE, Shape
 from tests.chaos.trial import Outcome, Scene, ended
 from tests.kit.client import Answer, ask

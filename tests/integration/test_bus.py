@@ -14,9 +14,9 @@ from millrace.jetstream import JetStream
 from millrace.pull import Delivery, Pull
 from millrace.subjects import ENGINE, GATEWAY, JOBS, ORPHANS, TOKENIZER, Lane, Role, consumer
 from millrace.telemetry import Context
-from services.engine.roster import Roster
-from services.engine.scheduler import Scheduler
-from services.engine.turns import Turns
+from services.engine.jobs.roster import Roster
+from services.engine.jobs.turns import Turns
+from services.engine.steps.scheduler import Scheduler
 from tests.kit.nats import Server
 
 NOBODY = Context("r", "", 0)

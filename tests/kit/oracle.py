@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from millrace import cache, models
 from millrace.messages import Sampling
-from services.engine import prepare
-from services.engine.sample import uniform
-from services.engine.scheduler import Chunk, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.choice.sample import uniform
+from services.engine.model import prepare
+from services.engine.model.session import OrtModel
+from services.engine.steps.scheduler import Chunk, Step
+from services.engine.steps.sequence import Sequence
 from tests.kit import slow_sampler
 
 Row = npt.NDArray[np.float64]

@@ -13,11 +13,11 @@ engines does not do so for long, and where nothing goes wrong nothing is done tw
 from millrace import messages as m
 from millrace.errors import Code
 from services.detokenizer.scribe import Scribe
-from services.engine.odds import odds
-from services.engine.pool import Vectors
-from services.engine.sample import Candidates, choose
-from services.engine.scheduler import Chunk, Step
-from services.engine.sequence import Sequence
+from services.engine.choice.odds import odds
+from services.engine.choice.pool import Vectors
+from services.engine.choice.sample import Candidates, choose
+from services.engine.steps.scheduler import Chunk, Step
+from services.engine.steps.sequence import Sequence
 from services.gateway.desk import Piece
 from tests.kit.tongue import VOCABULARY, Model, Speller, VectorModel, spelling
 from tests.kit.weather import ROLLING, STILL

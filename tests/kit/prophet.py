@@ -1,10 +1,10 @@
 """A drafter that knows what the simulated model says next, and lies now and then."""
 
+from services.engine.choice.sample import Candidates, choose
 from services.engine.loop import StepLoop
-from services.engine.sample import Candidates, choose
-from services.engine.scheduler import Chunk, Output, Step
-from services.engine.sequence import Sequence
-from services.engine.sim import SimModel
+from services.engine.model.sim import SimModel
+from services.engine.steps.scheduler import Chunk, Output, Step
+from services.engine.steps.sequence import Sequence
 
 
 class Prophet:

@@ -8,10 +8,10 @@ from millrace import messages as m
 from millrace.subjects import Send
 from services.detokenizer import scribe
 from services.detokenizer.scribe import Scribe, Transcript
-from services.engine import roster
-from services.engine.roster import Hold, Roster
-from services.engine.sample import Candidates
-from services.engine.sequence import Sequence
+from services.engine.choice.sample import Candidates
+from services.engine.jobs import roster
+from services.engine.jobs.roster import Hold, Roster
+from services.engine.steps.sequence import Sequence
 from services.gateway.owner.effects import Effect, Settle
 from services.gateway.owner.entry import Entry
 from services.gateway.owner.ledger import Ledger

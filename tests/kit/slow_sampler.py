@@ -2,7 +2,7 @@
 
 import math
 
-from services.engine.sequence import Sequence
+from services.engine.steps.sequence import Sequence
 
 
 def edited(logits: list[float], sequence: Sequence) -> list[float]:

@@ -1,9 +1,9 @@
 """What a world's engines say, and how it is spelled: models without weights, a decoder that holds back."""
 
-from services.engine.pool import Vectors
-from services.engine.sample import Candidates
-from services.engine.scheduler import Step
-from services.engine.sim import MASK, Costs, SimModel, Vocabulary
+from services.engine.choice.pool import Vectors
+from services.engine.choice.sample import Candidates
+from services.engine.model.sim import MASK, Costs, SimModel, Vocabulary
+from services.engine.steps.scheduler import Step
 
 VOCABULARY = Vocabulary(words=list(range(8, 250)), eos=2)
 POISON = 666

@@ -17,13 +17,13 @@ from millrace import messages as m
 from millrace.subjects import GATEWAY, ORPHANS, Send
 from services.detokenizer import scribe
 from services.detokenizer.scribe import Scribe
-from services.engine import roster
+from services.engine.choice.sample import Candidates, choose
+from services.engine.jobs import roster
+from services.engine.jobs.roster import Roster
 from services.engine.loop import StepLoop
-from services.engine.prefix import Prefixes
-from services.engine.roster import Roster
-from services.engine.sample import Candidates, choose
-from services.engine.scheduler import Output, Scheduler
-from services.engine.sequence import Sequence
+from services.engine.steps.prefix import Prefixes
+from services.engine.steps.scheduler import Output, Scheduler
+from services.engine.steps.sequence import Sequence
 from services.gateway.owner.effects import Bury, Check, Delete, Effect, Probe, Resubmit, Settle
 from services.gateway.owner.entry import Entry
 from services.gateway.owner.ledger import Ledger

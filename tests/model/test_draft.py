@@ -15,14 +15,14 @@ from millrace import models
 from millrace.convert import convert
 from millrace.grammar import Grammars
 from millrace.messages import Form, Odds, Sampling, Voice
-from services.engine import prepare
-from services.engine.draft import Draft
-from services.engine.guide import Guide
+from services.engine.guesses.draft import Draft
 from services.engine.loop import StepLoop
-from services.engine.prefix import Prefixes
-from services.engine.scheduler import Output, Scheduler
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model import prepare
+from services.engine.model.session import OrtModel
+from services.engine.steps.guide import Guide
+from services.engine.steps.prefix import Prefixes
+from services.engine.steps.scheduler import Output, Scheduler
+from services.engine.steps.sequence import Sequence
 from services.tokenizer.constrain import grammar
 from services.tokenizer.wish import Wish
 from tests.kit.checkpoint import write_checkpoint

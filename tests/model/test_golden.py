@@ -12,11 +12,11 @@ from millrace.convert.card import Quant
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
 from millrace.messages import Sampling
-from services.engine import prepare
-from services.engine.device import Gpu
-from services.engine.scheduler import Chunk, Step, Swap
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model import prepare
+from services.engine.model.device import Gpu
+from services.engine.model.session import OrtModel
+from services.engine.steps.scheduler import Chunk, Step, Swap
+from services.engine.steps.sequence import Sequence
 from tests.kit import reference
 from tests.kit.checkpoint import random_tensors, write_checkpoint
 from tests.kit.models import FAMILIES

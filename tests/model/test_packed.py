@@ -9,7 +9,7 @@ import pytest
 
 from millrace.convert import card, convert, packed
 from millrace.convert.safetensors import Weights
-from services.engine.session import OrtModel
+from services.engine.model.session import OrtModel
 from tests.kit import reference
 from tests.kit.checkpoint import Tensors, write_safetensors
 from tests.kit.models import small

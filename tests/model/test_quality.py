@@ -22,9 +22,9 @@ from millrace.convert.network import Linear, Plan
 from millrace.convert.quality import Quality
 from millrace.convert.safetensors import Weights
 from millrace.messages import Sampling
-from services.engine.scheduler import Chunk, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model.session import OrtModel
+from services.engine.steps.scheduler import Chunk, Step
+from services.engine.steps.sequence import Sequence
 from tests.kit import planted, reference
 from tests.kit.checkpoint import Tensors, write_checkpoint
 from tests.kit.models import FAMILIES, small

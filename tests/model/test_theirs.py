@@ -15,8 +15,8 @@ import pytest
 from millrace.convert import architecture, convert
 from millrace.convert.card import Quant
 from millrace.messages import Sampling
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model.session import OrtModel
+from services.engine.steps.sequence import Sequence
 from tests.kit import slow_sampler
 from tests.kit.checkpoint import write_checkpoint, write_embedder
 from tests.kit.models import FAMILIES, Config, small

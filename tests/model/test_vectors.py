@@ -11,13 +11,13 @@ import pytest
 
 from millrace.convert import convert
 from millrace.messages import Sampling
-from services.engine.device import Gpu
 from services.engine.loop import StepLoop
-from services.engine.prefix import Prefixes
-from services.engine.prepare import prepared
-from services.engine.scheduler import Output, Scheduler
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model.device import Gpu
+from services.engine.model.prepare import prepared
+from services.engine.model.session import OrtModel
+from services.engine.steps.prefix import Prefixes
+from services.engine.steps.scheduler import Output, Scheduler
+from services.engine.steps.sequence import Sequence
 from tests.kit import reference
 from tests.kit.checkpoint import random_tensors, write_checkpoint, write_embedder
 from tests.kit.models import FAMILIES

@@ -12,7 +12,7 @@ import pytest
 from bench import attention, cuda, limits
 from bench.attention import Case
 from millrace.convert import convert
-from services.engine.device import Gpu
+from services.engine.model.device import Gpu
 from tests.kit.checkpoint import shapes, write_checkpoint
 from tests.kit.models import FAMILIES
 

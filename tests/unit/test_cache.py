@@ -8,7 +8,7 @@ import pytest
 
 from millrace import cache, cli, models, whole
 from millrace.cache import DAY_S, UNUSED_S, Copy, Of, stale
-from services.engine import prepare
+from services.engine.model import prepare
 from tests.kit.checkpoint import write_checkpoint
 from tests.kit.models import FAMILIES
 

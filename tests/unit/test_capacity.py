@@ -13,7 +13,7 @@ from millrace.capacity import CannotFit, Memory, Needs, fit
 from millrace.convert import convert
 from millrace.machine import Machine
 from services.engine import opening
-from services.engine.session import OrtModel
+from services.engine.model.session import OrtModel
 from tests.kit.checkpoint import write_checkpoint, write_embedder
 from tests.kit.models import FAMILIES
 

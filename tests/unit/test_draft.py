@@ -12,13 +12,13 @@ import pytest
 from millrace import models, possible, settings
 from millrace.grammar import Grammars
 from millrace.messages import Form, Sampling, Voice
-from services.engine.draft import Draft, Guesser
-from services.engine.guide import Guide
+from services.engine.choice.sample import Candidates
+from services.engine.guesses.draft import Draft, Guesser
 from services.engine.loop import StepLoop
-from services.engine.sample import Candidates
-from services.engine.scheduler import Output, Scheduler, Step
-from services.engine.sequence import Sequence, State
-from services.engine.sim import Costs, SimModel, Vocabulary
+from services.engine.model.sim import Costs, SimModel, Vocabulary
+from services.engine.steps.guide import Guide
+from services.engine.steps.scheduler import Output, Scheduler, Step
+from services.engine.steps.sequence import Sequence, State
 from services.tokenizer.constrain import grammar
 from services.tokenizer.wish import Wish
 

@@ -11,14 +11,15 @@ from millrace import cuda, models, settings
 from millrace.convert import card, convert
 from millrace.convert.network import Form
 from millrace.messages import Sampling
-from services.engine import device, opening
-from services.engine.captured import LEAST, Shapes
-from services.engine.far import STAGED, FarSlots
-from services.engine.host import HostShelf
-from services.engine.prefix import BLOCK
-from services.engine.scheduler import Chunk, Keep, Shelve, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine import opening
+from services.engine.model import device
+from services.engine.model.captured import LEAST, Shapes
+from services.engine.model.far import STAGED, FarSlots
+from services.engine.model.host import HostShelf
+from services.engine.model.session import OrtModel
+from services.engine.steps.prefix import BLOCK
+from services.engine.steps.scheduler import Chunk, Keep, Shelve, Step
+from services.engine.steps.sequence import Sequence
 from tests.kit.checkpoint import write_checkpoint
 from tests.kit.models import FAMILIES
 

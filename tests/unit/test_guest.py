@@ -15,10 +15,10 @@ from millrace import guest
 from millrace.guest import caches
 from millrace.guest.form import Put, recognise
 from millrace.messages import Sampling
-from services.engine.guest import GuestModel, best
-from services.engine.sample import choose
-from services.engine.scheduler import Scheduler
-from services.engine.sequence import Sequence
+from services.engine.choice.sample import choose
+from services.engine.model.guest import GuestModel, best
+from services.engine.steps.scheduler import Scheduler
+from services.engine.steps.sequence import Sequence
 from tests.kit import reference
 from tests.kit.checkpoint import random_tensors
 from tests.kit.exports import Export, genai, optimum

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 from millrace.grammar import LIMITS, GrammarError, Grammars
 from millrace.messages import Chat, Form, Sampling, Voice
 from services.engine.ahead import Ahead
-from services.engine.guide import Guide
-from services.engine.sample import Candidates, choose
-from services.engine.sequence import Sequence
+from services.engine.choice.sample import Candidates, choose
+from services.engine.steps.guide import Guide
+from services.engine.steps.sequence import Sequence
 from services.gateway.desk import Piece
 from services.gateway.speech import CALLS, Speech, Spoken
 from services.tokenizer.constrain import grammar

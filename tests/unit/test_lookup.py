@@ -8,13 +8,13 @@ import pytest
 
 from millrace.grammar import Grammars
 from millrace.messages import Form, Odds, Sampling, Voice
-from services.engine.guide import Guide
-from services.engine.lookup import Lookup
+from services.engine.guesses.lookup import Lookup
 from services.engine.loop import StepLoop
-from services.engine.prefix import Prefixes
-from services.engine.scheduler import GUESSES, Drafter, Output, Scheduler
-from services.engine.sequence import Sequence
-from services.engine.sim import Costs, SimModel, Vocabulary
+from services.engine.model.sim import Costs, SimModel, Vocabulary
+from services.engine.steps.guide import Guide
+from services.engine.steps.prefix import Prefixes
+from services.engine.steps.scheduler import GUESSES, Drafter, Output, Scheduler
+from services.engine.steps.sequence import Sequence
 from services.tokenizer.constrain import grammar
 from services.tokenizer.wish import Wish
 from tests.kit.prophet import Prophet

@@ -1,13 +1,13 @@
 """How likely the model found a prompt."""
 
 from millrace.messages import Odds, Sampling
-from services.engine.lookup import Lookup
+from services.engine.choice.odds import of_prompt
+from services.engine.guesses.lookup import Lookup
 from services.engine.loop import StepLoop
-from services.engine.odds import of_prompt
-from services.engine.prefix import Prefixes
-from services.engine.scheduler import Chunk, Scheduler, Step
-from services.engine.sequence import Sequence
-from services.engine.sim import Costs, SimModel, Vocabulary
+from services.engine.model.sim import Costs, SimModel, Vocabulary
+from services.engine.steps.prefix import Prefixes
+from services.engine.steps.scheduler import Chunk, Scheduler, Step
+from services.engine.steps.sequence import Sequence
 
 WORDS = [8 + n * 7 % 200 for n in range(90)]
 

@@ -11,9 +11,10 @@ import pytest
 
 from millrace import models, possible, settings
 from millrace.convert import convert
-from services.engine import opening, pages
-from services.engine.near import mapped
-from services.engine.session import OrtModel
+from services.engine import opening
+from services.engine.model import pages
+from services.engine.model.near import mapped
+from services.engine.model.session import OrtModel
 from tests.kit.checkpoint import write_checkpoint
 from tests.kit.models import FAMILIES
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from millrace.messages import Sampling
-from services.engine.prefix import BLOCK, LEAST, Prefixes
-from services.engine.sequence import Sequence
-from services.engine.shelf import FileShelf
+from services.engine.model.shelf import FileShelf
+from services.engine.steps.prefix import BLOCK, LEAST, Prefixes
+from services.engine.steps.sequence import Sequence
 
 PLACES = 5
 

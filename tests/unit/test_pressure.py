@@ -2,7 +2,7 @@
 
 from millrace.capacity import Memory
 from millrace.machine import Throttled
-from services.engine.pressure import PATIENCE, Level, Pressure, Sample
+from services.engine.jobs.pressure import PATIENCE, Level, Pressure, Sample
 
 
 def sample(available: int, periods: int = 0, stopped: int = 0) -> Sample:

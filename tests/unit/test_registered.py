@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.engine.registered import Rooms, register
+from services.engine.model.registered import Rooms, register
 
 LIKE = np.zeros((3, 5), np.float16)
 REFUSED = 304

@@ -2,9 +2,9 @@
 
 from millrace import messages as m
 from millrace.subjects import DETOKENIZER, GATEWAY, ORPHANS, Send
-from services.engine.roster import ABSENT, Ask, Effect, Roster, Tell
-from services.engine.scheduler import Output
-from services.engine.sequence import Sequence
+from services.engine.jobs.roster import ABSENT, Ask, Effect, Roster, Tell
+from services.engine.steps.scheduler import Output
+from services.engine.steps.sequence import Sequence
 
 
 class RecordingBoard:

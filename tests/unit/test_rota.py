@@ -1,6 +1,6 @@
 """Turns go round, and nobody is remembered for ever."""
 
-from services.engine.rota import Rota
+from services.engine.steps.rota import Rota
 
 
 def test_the_next_turn_is_of_whoever_had_none_for_longest() -> None:

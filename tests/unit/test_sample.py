@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from millrace.messages import Sampling
-from services.engine import lone
-from services.engine.order import Order
-from services.engine.sample import FEW, Candidates, choose, uniform
-from services.engine.sequence import Sequence
+from services.engine.choice import lone
+from services.engine.choice.order import Order
+from services.engine.choice.sample import FEW, Candidates, choose, uniform
+from services.engine.steps.sequence import Sequence
 from tests.kit import slow_sampler
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from millrace.messages import Sampling
-from services.engine.prefix import BLOCK, LEAST, Prefixes
-from services.engine.scheduler import Chunk, Copy, Fetch, Keep, Load, Scheduler, Shelve, Step
-from services.engine.sequence import Sequence
+from services.engine.steps.prefix import BLOCK, LEAST, Prefixes
+from services.engine.steps.scheduler import Chunk, Copy, Fetch, Keep, Load, Scheduler, Shelve, Step
+from services.engine.steps.sequence import Sequence
 
 
 def sequence(

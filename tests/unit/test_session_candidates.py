@@ -7,9 +7,9 @@ import pytest
 
 from millrace.convert import convert
 from millrace.messages import Sampling
-from services.engine.scheduler import Chunk, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model.session import OrtModel
+from services.engine.steps.scheduler import Chunk, Step
+from services.engine.steps.sequence import Sequence
 from tests.kit.checkpoint import random_tensors, write_checkpoint, write_safetensors
 from tests.kit.models import small
 

@@ -12,16 +12,16 @@ import pytest
 from millrace.convert import calibrate, card, convert
 from millrace.convert.network import Linear, Plan
 from millrace.messages import Sampling
-from services.engine import prepare
-from services.engine.device import Gpu
-from services.engine.host import HostShelf
+from services.engine.choice.sample import Candidates, choose
 from services.engine.loop import StepLoop
-from services.engine.prefix import BLOCK, Prefixes
-from services.engine.sample import Candidates, choose
-from services.engine.scheduler import Chunk, Output, Scheduler, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
-from services.engine.shelf import FileShelf
+from services.engine.model import prepare
+from services.engine.model.device import Gpu
+from services.engine.model.host import HostShelf
+from services.engine.model.session import OrtModel
+from services.engine.model.shelf import FileShelf
+from services.engine.steps.prefix import BLOCK, Prefixes
+from services.engine.steps.scheduler import Chunk, Output, Scheduler, Step
+from services.engine.steps.sequence import Sequence
 from tests.kit.checkpoint import write_checkpoint
 from tests.kit.models import FAMILIES, small
 from tests.kit.packed import write_packed

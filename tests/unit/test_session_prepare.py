@@ -16,12 +16,13 @@ from millrace.convert import card, convert
 from millrace.convert.card import Quant
 from millrace.messages import Sampling
 from millrace.pooling import Pooling
-from services.engine import opening, prepare
-from services.engine.prefix import BLOCK
-from services.engine.scheduler import Chunk, Keep, Shelve, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
-from services.engine.shelf import FileShelf
+from services.engine import opening
+from services.engine.model import prepare
+from services.engine.model.session import OrtModel
+from services.engine.model.shelf import FileShelf
+from services.engine.steps.prefix import BLOCK
+from services.engine.steps.scheduler import Chunk, Keep, Shelve, Step
+from services.engine.steps.sequence import Sequence
 from tests.kit.checkpoint import write_checkpoint, write_embedder
 from tests.kit.models import FAMILIES
 from tests.kit.service import environment
@@ -132,7 +133,8 @@ import subprocess
 import sys
 from pathlib import Path
 from millrace import models
-from services.engine import opening, prepare
+from services.engine import opening
+from services.engine.model import prepare
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 ready = prepare.converted(models.find(sys.argv[1]), Path(sys.argv[2]))
 print(prepare.prepared(ready, Path(sys.argv[2])))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from services.engine.shelf import AGAIN_S, ENTRY, HEADER, FileShelf
+from services.engine.model.shelf import AGAIN_S, ENTRY, HEADER, FileShelf
 
 LIKE = np.empty((3, 100), np.int8)
 NAMES = [bytes([i]) * 32 for i in range(1, 10)]

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 
 from millrace.messages import Job, Sampling, Waiting
-from services.engine.roster import Hold, Phase, Roster
-from services.engine.scheduler import Scheduler
-from services.engine.turns import COMPANY_S, Turns
+from services.engine.jobs.roster import Hold, Phase, Roster
+from services.engine.jobs.turns import COMPANY_S, Turns
+from services.engine.steps.scheduler import Scheduler
 
 SLOTS = 8
 

@@ -8,7 +8,7 @@ import os
 import sys
 
 if sys.orig_argv[-1] == "engine":
-    from services.engine.sim import SimModel
+    from services.engine.model.sim import SimModel
 
     kind = int(os.environ.get("CHAOS_KIND", "0"))
     defaults = SimModel.__init__.__kwdefaults__

@@ -7,8 +7,8 @@ import random
 import sys
 
 if sys.orig_argv[-1] == "engine":
-    from services.engine import sample
-    from services.engine.sequence import Sequence
+    from services.engine.choice import sample
+    from services.engine.steps.sequence import Sequence
 
     generators: dict[str, random.Random] = {}
 

@@ -4,8 +4,8 @@ The engine verifies guesses by computing them all in one step, and takes those t
 itself. So a guess can be wrong at no cost but its own, and a drafter may be as simple as it likes.
 """
 
-from services.engine.sequence import Sequence
-from services.engine.worth import Rest, price
+from services.engine.guesses.worth import Rest, price
+from services.engine.steps.sequence import Sequence
 
 GRAMS = (3, 2)  # words that have to be the same, the longer the likelier to go on the same
 

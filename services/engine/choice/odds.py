@@ -3,8 +3,8 @@
 import numpy as np
 
 from millrace.messages import Odds
-from services.engine.sample import Candidates
-from services.engine.sequence import Sequence
+from services.engine.choice.sample import Candidates
+from services.engine.steps.sequence import Sequence
 
 LEAST = -9999.0
 """What stands for the logarithm of nothing, which JSON cannot say; the number is OpenAI's."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.engine.sequence import Sequence
+from services.engine.steps.sequence import Sequence
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.convert.card import Card
-from services.engine import pages
-from services.engine.device import Bound, bound
-from services.engine.prefix import BLOCK
-from services.engine.scheduler import Swap
+from services.engine.model import pages
+from services.engine.model.device import Bound, bound
+from services.engine.steps.prefix import BLOCK
+from services.engine.steps.scheduler import Swap
 
 Array = npt.NDArray[Any]
 

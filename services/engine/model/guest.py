@@ -11,10 +11,10 @@ from millrace import models
 from millrace.guest import caches, form
 from millrace.guest.caches import Cache, Floats, Grown, InPlace, Part
 from millrace.settings import SettingError
-from services.engine.prefix import Keeper
-from services.engine.sample import Candidates, Ints
-from services.engine.scheduler import Copy, Step
-from services.engine.session import cores
+from services.engine.choice.sample import Candidates, Ints
+from services.engine.model.session import cores
+from services.engine.steps.prefix import Keeper
+from services.engine.steps.scheduler import Copy, Step
 
 CANDIDATES = 64
 

@@ -15,10 +15,10 @@ import numpy as np
 from millrace import messages as m
 from millrace.subjects import ACK_WAIT_S, DETOKENIZER, GATEWAY, ORPHANS, Role, Send
 from millrace.telemetry import is_sampled
+from services.engine.jobs.taken import Taken
 from services.engine.loop import Noted
-from services.engine.scheduler import Output
-from services.engine.sequence import Sequence
-from services.engine.taken import Taken
+from services.engine.steps.scheduler import Output
+from services.engine.steps.sequence import Sequence
 
 RECLAIM_S = 0.2
 """How often a suspect's claim is repeated while it waits to run alone; well inside the lease."""

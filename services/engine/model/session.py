@@ -24,17 +24,17 @@ from millrace.convert.fast import FORMS, SCALES
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort
 from millrace.machine import Machine
-from services.engine.captured import Shapes
-from services.engine.device import Bound, Device, Gpu, Processor, Slots, bound, in_order
-from services.engine.far import FarSlots
-from services.engine.host import HostShelf
-from services.engine.near import Cache
-from services.engine.pool import Pool
-from services.engine.prefix import BLOCK, Keeper
-from services.engine.sample import Candidates
-from services.engine.scheduler import GUESSES, Chunk, Copy, Fetch, Keep, Load, Shelve, Step
-from services.engine.sequence import Sequence
-from services.engine.staging import Staging
+from services.engine.choice.pool import Pool
+from services.engine.choice.sample import Candidates
+from services.engine.model.captured import Shapes
+from services.engine.model.device import Bound, Device, Gpu, Processor, Slots, bound, in_order
+from services.engine.model.far import FarSlots
+from services.engine.model.host import HostShelf
+from services.engine.model.near import Cache
+from services.engine.model.staging import Staging
+from services.engine.steps.prefix import BLOCK, Keeper
+from services.engine.steps.scheduler import GUESSES, Chunk, Copy, Fetch, Keep, Load, Shelve, Step
+from services.engine.steps.sequence import Sequence
 
 BINDINGS = 256
 """Kept by the shape of a step. Making one costs some 100 us, running one nothing."""

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.models import words
-from services.engine.prefix import BLOCK, Keeper
-from services.engine.sample import Candidates, mix
-from services.engine.scheduler import Copy, Fetch, Keep, Load, Shelve, Step
+from services.engine.choice.sample import Candidates, mix
+from services.engine.steps.prefix import BLOCK, Keeper
+from services.engine.steps.scheduler import Copy, Fetch, Keep, Load, Shelve, Step
 
 MASK = (1 << 64) - 1
 CANDIDATES = 32

@@ -21,11 +21,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from services.engine import lone
-from services.engine.edits import Changed, Edits, changed
-from services.engine.lone import GREEDY, SLACK
-from services.engine.order import Order
-from services.engine.sequence import Sequence
+from services.engine.choice import lone
+from services.engine.choice.edits import Changed, Edits, changed
+from services.engine.choice.lone import GREEDY, SLACK
+from services.engine.choice.order import Order
+from services.engine.steps.sequence import Sequence
 
 Real = TypeVar("Real", np.float32, np.float64)
 

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from millrace.convert.card import Card
 from millrace.convert.graph import Graph, Inline
 from millrace.convert.runtime import ort
-from services.engine.device import Array, Bound, Gpu
-from services.engine.prefix import BLOCK
-from services.engine.scheduler import Swap
+from services.engine.model.device import Array, Bound, Gpu
+from services.engine.steps.prefix import BLOCK
+from services.engine.steps.scheduler import Swap
 
 STAGED = 32
 """Blocks that are on their way from or to this machine's memory at once: of an 8B model 64 MB. CUDA's Concat

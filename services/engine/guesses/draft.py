@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Protocol
 
 from millrace import cache, models, settings
-from services.engine.edits import Edits
-from services.engine.lookup import Lookup
+from services.engine.choice.edits import Edits
+from services.engine.choice.sample import Candidates, Sampler, choose
+from services.engine.guesses.lookup import Lookup
+from services.engine.guesses.worth import Mean, Rest, best, price
 from services.engine.loop import Model
-from services.engine.sample import Candidates, Sampler, choose
-from services.engine.scheduler import Chunk, Step
-from services.engine.sequence import Sequence, State
-from services.engine.worth import Mean, Rest, best, price
+from services.engine.steps.scheduler import Chunk, Step
+from services.engine.steps.sequence import Sequence, State
 
 HOPE = 0.5
 """The share of right guesses that is assumed of a draft as long as nothing is known of it."""
@@ -49,7 +49,7 @@ log = logging.getLogger("millrace.engine")
 
 def opened(draft: models.Model, of: models.Model, model: Model, given: settings.Engine) -> "Draft":
     """SettingError if it cannot be computed."""
-    from services.engine import prepare, session  # noqa: PLC0415 - ONNX, which takes a second
+    from services.engine.model import prepare, session  # noqa: PLC0415 - ONNX, which takes a second
 
     root = cache.root()
     with settings.at_fault(f"--draft {given.draft}"):

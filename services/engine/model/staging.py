@@ -12,10 +12,10 @@ import numpy.typing as npt
 from millrace.convert.card import Card
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort
-from services.engine.device import Bound, bound
-from services.engine.near import Cache, mapped
-from services.engine.scheduler import Chunk
-from services.engine.sequence import Sequence
+from services.engine.model.device import Bound, bound
+from services.engine.model.near import Cache, mapped
+from services.engine.steps.scheduler import Chunk
+from services.engine.steps.sequence import Sequence
 
 Array = npt.NDArray[Any]
 

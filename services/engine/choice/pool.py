@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.pooling import Pooling
-from services.engine.sample import Candidates
-from services.engine.scheduler import Step
-from services.engine.sequence import Sequence
+from services.engine.choice.sample import Candidates
+from services.engine.steps.scheduler import Step
+from services.engine.steps.sequence import Sequence
 
 LEAST = 1e-12
 """A shorter vector stays shorter than one, as in sentence-transformers."""

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from msgspec import Struct, structs
 
 from millrace.messages import VECTOR, Finish, Odds
-from services.engine.prefix import BLOCK, Prefixes
-from services.engine.rota import Rota
-from services.engine.sequence import Sequence, State
+from services.engine.steps.prefix import BLOCK, Prefixes
+from services.engine.steps.rota import Rota
+from services.engine.steps.sequence import Sequence, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.messages import Finish, Odds, Sampling
-from services.engine.guide import Guide
+from services.engine.steps.guide import Guide
 
 
 class State(Enum):

@@ -26,10 +26,10 @@ from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
 from millrace.messages import Sampling
 from millrace.models import Model, inside
-from services.engine import pages
-from services.engine.scheduler import Chunk, Step
-from services.engine.sequence import Sequence
-from services.engine.session import OrtModel
+from services.engine.model import pages
+from services.engine.model.session import OrtModel
+from services.engine.steps.scheduler import Chunk, Step
+from services.engine.steps.sequence import Sequence
 
 log = logging.getLogger("millrace.engine")
 

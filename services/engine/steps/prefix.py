@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from services.engine.sequence import Sequence
+from services.engine.steps.sequence import Sequence
 
 BLOCK = 16
 """Tokens. What follows the last whole block is computed again, on average half a block; a shorter block would

@@ -19,8 +19,8 @@ import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from millrace.convert.runtime import NoCuda, ort, ready, session
-from services.engine.registered import Rooms, register
-from services.engine.scheduler import Swap
+from services.engine.model.registered import Rooms, register
+from services.engine.steps.scheduler import Swap
 
 log = logging.getLogger("millrace.engine")
 

@@ -13,7 +13,7 @@ from math import ceil
 
 from millrace.messages import Waiting
 from millrace.subjects import Lane
-from services.engine.roster import Phase, Roster
+from services.engine.jobs.roster import Phase, Roster
 
 QUANTUM = 64.0
 """Tokens a round, for a weight of one. Smaller than a job: the order of turns is by what was used."""

@@ -1,0 +1,1 @@
+"""What goes into a step: sequences and whose turn it is, prefixes that are kept, what a grammar allows."""
