@@ -138,7 +138,7 @@ def _real_on_gpu(folder: models.Model, given: settings.Engine, gpu: cuda.Device)
             given.chunk,
             max_len=given.max_len,
             prefix_bytes=given.prefix_cache_mb << 20,
-            host_bytes=0 if given.prefix_disk_mb else given.prefix_host_mb << 20,
+            host_bytes=0 if given.prefix_disk_mb else host_bytes(given),
             machine=f"{prepare.machine()} {gpu.name}",
             device=Gpu(number, captures=given.cuda_graphs),
         )
@@ -146,6 +146,20 @@ def _real_on_gpu(folder: models.Model, given: settings.Engine, gpu: cuda.Device)
         raise settings.SettingError(f"--device {given.device}: {error}") from None
     log.info("%s runs on cuda:%d, %s", folder.name, number, gpu.name)
     return model
+
+
+def host_bytes(given: settings.Engine) -> int:
+    """Of this machine's memory, for what a GPU has no room for. All of it is taken at once, so no more than
+    half of what is free: who takes more than there is ends without a word."""
+    wanted = given.prefix_host_mb << 20
+    try:
+        most = Machine(given.sysroot).memory().available // 2
+    except OSError as error:
+        log.warning("what memory is free is not known: %s", error)
+        return wanted
+    if wanted > most:
+        log.warning("memory for prefixes of %s, not of %d MB", size(most), given.prefix_host_mb)
+    return min(wanted, most)
 
 
 def shelf(model: Model, given: settings.Engine) -> FileShelf | None:

@@ -105,6 +105,17 @@ def test_an_engine_on_a_gpu_keeps_prefixes_there_and_here(
     opening.warm_up(model)
 
 
+def test_memory_that_is_not_free_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All of it is taken at the start; the log says what there is instead."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 90000 kB\nMemAvailable: 20480 kB\n")
+    asked = [settings.Engine(prefix_host_mb=room, sysroot=str(tmp_path)) for room in (10, 11)]
+
+    assert [10 << 20, 10 << 20] == [opening.host_bytes(given) for given in asked]
+    (line,) = caplog.messages
+    assert "memory for prefixes of 10.5 MB, not of 11 MB" == line
+
+
 def test_weights_are_there_once(tmp_path: Path) -> None:
     """A session that is opened later has those that are there: its file of words is empty by then."""
     write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
