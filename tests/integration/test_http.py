@@ -243,6 +243,16 @@ async def test_every_refusal_is_openai_shaped(
     assert {"openai-processing-ms", "traceparent"} <= set(response.headers)
 
 
+@pytest.mark.parametrize("host", ["a b", '{"a": "b'])
+async def test_a_host_that_is_none(start: Start, host: str) -> None:
+    """It is the client's fault, on every route."""
+    site = await start()
+    for path in ("/v1/models", "/v1/models/sim", "/nope"):
+        response = await site.http.get(path, headers={"host": host})
+
+        assert (400, "invalid_request") == (response.status_code, error_of(response)["code"])
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

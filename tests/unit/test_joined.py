@@ -10,6 +10,9 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.writes: list[bytes] = []
 
+    def is_closing(self) -> bool:
+        return b"closed" in self.writes
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.writes.append(bytes(data))
 
@@ -52,3 +55,14 @@ async def test_a_head_is_not_lost_by_closing() -> None:
     await asyncio.sleep(0)
 
     assert [HEAD, b"closed"] == wire.writes
+
+
+async def test_a_head_is_for_nobody_once_the_client_has_gone() -> None:
+    """To write it then is an error of the transport's."""
+    wire = Wire()
+    joined = Joined(wire)
+    joined.write(HEAD)
+    wire.close()
+    await asyncio.sleep(0)
+
+    assert [b"closed"] == wire.writes and joined.is_closing()

@@ -79,7 +79,7 @@ def refuse(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     if isinstance(error, MethodNotAllowedException) and error.headers and "allow" in error.headers:
         headers["allow"] = error.headers["allow"]
     return Response(
-        fault.body(failure, request.url.path, versioned=fault.VERSION in request.headers),
+        fault.body(failure, request.scope["path"], versioned=fault.VERSION in request.headers),
         media_type=MediaType.JSON,
         status_code=failure.meaning.status,
         headers=headers,

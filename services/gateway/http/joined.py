@@ -33,7 +33,8 @@ class Joined(asyncio.Transport):
             self._soon.cancel()
             self._soon = None
         data, self._head = self._head + more, b""
-        self._transport.write(data)
+        if not self._transport.is_closing():  # its client may have gone meanwhile
+            self._transport.write(data)
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
