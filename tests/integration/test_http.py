@@ -143,6 +143,9 @@ async def test_an_offer_of_another_protocol_is_passed_over(start: Start, offer: 
     for answers in (at_once, piecemeal):
         assert [b"200"] * 3 == re.findall(rb"HTTP/1.1 (\d+) ", answers)
         assert 2 == answers.count(b"data: [DONE]")
+    lone = request(STREAMED, headers=offer + "\r\nConnection: close")
+    for last in (lone, request(STREAMED, headers=offer).replace(b"HTTP/1.1", b"HTTP/1.0")):
+        assert b"data: [DONE]" in await site.raw(last)
 
 
 # Failures

@@ -117,14 +117,16 @@ class Connection(HttpToolsProtocol):
             self._refuse(TOO_LARGE, Failure(Code.INVALID_REQUEST, "The request's headers are too large."))
 
     def _head_again(self) -> bytes:
-        """The head that offered another protocol, without the offer. The parser has taken all that follows
-        such a head for that protocol's, and is ready for another request."""
+        """The head that offered another protocol, without the offer, for a parser of its own: this one has
+        taken all that follows for that protocol's, and the connection for closed if the head says so."""
         line = b"%b %b HTTP/%b\r\n" % (
             self.parser.get_method(),
             self.url,
             self.parser.get_http_version().encode(),
         )
         kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         return b"".join((line, *kept, b"\r\n"))
 
     def on_message_begin(self) -> None:
