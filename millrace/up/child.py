@@ -15,14 +15,14 @@ from typing import IO
 
 from millrace import logs
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_TIMERSLACK = 1, 29  # linux/prctl.h
 LOG_LIMIT = 16 << 20
 """A log longer than this is set aside; one older log is kept."""
 
 ALARMING = re.compile(r"\b(?:WARNING|ERROR|CRITICAL)\b|\[(?:ERR|FTL)\]")  # ours; nats-server's
 
 
-def _mortal() -> Callable[[], None]:
+def _mortal(slack_ns: int) -> Callable[[], None]:
     """What the child does before exec, so that it dies with this process, however that ends."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
     parent = os.getpid()
@@ -30,6 +30,8 @@ def _mortal() -> Callable[[], None]:
     def bind() -> None:
         if prctl:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if slack_ns:
+                prctl(PR_SET_TIMERSLACK, slack_ns)
         if os.getppid() != parent:  # it died between the fork and here, and no signal will come
             os._exit(1)
 
@@ -44,8 +46,14 @@ class Child:
     """Output goes straight to a file, never through a pipe: a paused parent must not block its children."""
 
     def __init__(
-        self, command: Sequence[str], env: Mapping[str, str], log: Path, pass_fds: Sequence[int] = ()
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        pass_fds: Sequence[int] = (),
+        slack_ns: int = 0,
     ):
+        """`slack_ns`: by which it may be woken late by the clock; 0: as this process."""
         if log.exists() and log.stat().st_size > LOG_LIMIT:
             log.replace(_aside(log))
         self._path = log
@@ -61,7 +69,7 @@ class Child:
                 env=dict(env),
                 pass_fds=tuple(pass_fds),
                 process_group=0,  # the terminal's Ctrl-C is for the parent, which drains in order
-                preexec_fn=_mortal(),  # noqa: PLW1509 (there are no threads here)
+                preexec_fn=_mortal(slack_ns),  # noqa: PLW1509 (there are no threads here)
             )
         self._last = ""
         self._alarms: list[str] = []

@@ -1,10 +1,12 @@
-"""What a process writes is kept, and does not fill the disk."""
+"""What a process writes is kept, and does not fill the disk; and when the clock wakes it."""
 
 import asyncio
 import os
 import signal
 import sys
 from pathlib import Path
+
+import pytest
 
 from millrace.up.child import LOG_LIMIT, Child
 
@@ -18,6 +20,15 @@ while not os.path.exists(go):
 print("WARNING after", flush=True)
 time.sleep(600)
 """
+
+SLACK = "import ctypes; print(ctypes.CDLL(None).prctl(30), flush=True)"  # PR_GET_TIMERSLACK
+
+
+async def over(child: Child) -> None:
+    while child.alive:  # nobody else hears SIGCHLD
+        child.reap()
+        await asyncio.sleep(0.01)
+    await child.wait()
 
 
 async def warned(child: Child) -> list[str]:
@@ -38,12 +49,20 @@ async def test_a_long_log_is_set_aside(tmp_path: Path) -> None:
         after = await warned(child)
     finally:
         child.signal(signal.SIGKILL)
-        while child.alive:  # nobody else hears SIGCHLD
-            child.reap()
-            await asyncio.sleep(0.01)
-        await child.wait()
+        await over(child)
 
     assert (["WARNING before"], ["WARNING after"]) == (before, after)
     assert [*(f"INFO {i:099}" for i in range(many)), "WARNING before"] == aside.splitlines()
     assert "WARNING after\n" == log.read_text()
     assert not (tmp_path / "log.1.part").exists() and not (tmp_path / "log.part").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has it")
+async def test_a_process_may_be_woken_late_by_the_clock(tmp_path: Path) -> None:
+    late = Child([sys.executable, "-c", SLACK], os.environ, tmp_path / "late", slack_ns=1_234_567)
+    usual = Child([sys.executable, "-c", SLACK], os.environ, tmp_path / "usual")
+    for child in (late, usual):
+        await over(child)
+
+    assert late.last_line == "1234567"
+    assert usual.last_line not in ("", "1234567")
