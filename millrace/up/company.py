@@ -21,8 +21,6 @@ LIGHT = 0.3
 CALM_S = 3.0
 """For so long it has to be light first."""
 
-FORM = hasattr(os, "sched_setaffinity")  # not everywhere is a process told where to run
-
 
 def spent_ns(pid: int) -> int:
     """Processor time of all its threads. OSError if it is gone."""
@@ -46,7 +44,8 @@ class Company:
     ):
         """`processors`: those that there are for us."""
         if processors is None:
-            processors = os.sched_getaffinity(0) if FORM else ()
+            # Not everywhere can a process be told where to run.
+            processors = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else ()
         self._all = sorted(processors)
         # Services on one machine do not all meet on the same one.
         self._one = self._all[os.getpid() % len(self._all) :][:1] if self._all else []
