@@ -104,5 +104,7 @@ def _said(error: str) -> str:
     """The library's words, as far as they are for a client."""
     if error.startswith("panic"):
         return "it is too large"
+    if error.startswith("NoExtension"):
+        return "it allows no answer"
     lines = (line.strip() for line in error.splitlines())
     return next((line for line in lines if line), "it is wrong")[:300]

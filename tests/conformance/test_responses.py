@@ -1,6 +1,7 @@
 """`/v1/responses` through the OpenAI client, sync and async, and its events as they come."""
 
 import json
+import re
 import time
 from typing import Any
 
@@ -259,16 +260,21 @@ def test_too_few_tokens(client: OpenAI) -> None:
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
+        ({"text": {"format": {"type": "json_object"}}, "ignore_eos": True}, "ignore_eos"),
         ({"previous_response_id": "resp_x"}, "previous_response_id"),
     ],
 )
 def test_what_is_wrong_is_named(service: Service, more: dict[str, Any], param: str) -> None:
-    """A bad request is 400, a response that is not there 404, and the parameter is said."""
+    """A bad request is 400, a response that is not there 404, and the parameter is said, by no other API's
+    name."""
     body = {"model": "demo", "input": "a"} | more
     response = httpx.post(f"{service.url}/v1/responses", json=body)
+    error = response.json()["error"]
 
     assert (404 if param == "previous_response_id" else 400) == response.status_code
-    assert param == response.json()["error"]["param"]
+    assert param == error["param"]
+    theirs = "'(messages|max_completion_tokens|response_format|reasoning_effort)"
+    assert not re.search(theirs, error["message"])
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ async def test_a_pause_refuses_no_wish(trial: Trial, monkeypatch: pytest.MonkeyP
         (wish("schema", '{"not": {}}'), "response_format", 'Unimplemented keys: ["not"]'),
         (wish("schema", '{"properties": 5}'), "response_format", "properties must be an object"),
         (wish("regex", "a(?=b)"), "response_format", "invalid regex"),
+        (wish("grammar", "start: A\nA: /a/ & /b/"), "response_format", "it allows no answer"),
         (
             wish("object", tools=[{"name": "f"}, {"name": "g", "strict": True, "parameters": {"not": {}}}]),
             "tools[1].function.parameters",

@@ -29,7 +29,7 @@ class Guide:
 
     def __init__(self) -> None:
         self.ready = False
-        self.failed = False  # it took more work than is allowed; nothing can be said of the next token
+        self.failed = False  # a dead end, or more work than is allowed: nothing can be said of the next token
         self._matcher: LLMatcher | None = None
         self._read = 0  # tokens of the answer
         self._mask: Mask | None = None  # of what may come after these; None: not computed yet

@@ -295,7 +295,7 @@ class Ledger:
             entry.commit(heard, skip, now)
         failure = Failure(
             Code.INVALID_REQUEST,
-            f"after {said.index + before} tokens the grammar took more work than is allowed",
+            f"after {said.index + before} tokens the grammar allows nothing, or takes more work than it may",
         )
         return self.cancel(entry.request, failure)
 

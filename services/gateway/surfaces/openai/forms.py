@@ -27,7 +27,8 @@ def form(body: Body) -> Form | None:
             )
     for name, wanted in (("ignore_eos", bool(body.ignore_eos)), ("min_tokens", bool(body.min_tokens))):
         if wanted:
-            raise refused(name, f"'{name}' cannot be kept to with '{first.param}', which says where to end.")
+            said = f"'{name}' cannot be kept to in an answer of a given form, which says where to end."
+            raise refused(name, said)
     return first
 
 
