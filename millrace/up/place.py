@@ -81,10 +81,16 @@ def listen(host: str, port: int) -> socket.socket:
     raise AssertionError("unreachable")
 
 
-def public_url(host: str, port: int) -> str:
-    """An address to paste into a client on this machine. Where IPv6 is off, `::` is IPv4 alone."""
+def reached(host: str) -> str:
+    """By which address a client on this machine comes to what listens on that one. Where IPv6 is off, `::` is
+    IPv4 alone."""
     any_6 = "::1" if _is_ours("::1") else "127.0.0.1"
-    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": any_6}.get(host, host)  # noqa: S104 (not a bind)
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": any_6}.get(host, host)  # noqa: S104 (not a bind)
+
+
+def public_url(host: str, port: int) -> str:
+    """An address to paste into a client on this machine."""
+    host = reached(host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

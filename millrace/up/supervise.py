@@ -21,7 +21,7 @@ from millrace import messages, settings
 from millrace.settings import MOST
 from millrace.subjects import PRESENCE, Role
 from millrace.telemetry import Context
-from millrace.up import control, home, panel
+from millrace.up import control, home, panel, place
 from millrace.up.child import Child, ending
 from millrace.up.company import Company
 from millrace.up.control import ControlError, Row, Say
@@ -300,7 +300,7 @@ class Supervisor:
         ask = b"GET /readyz HTTP/1.1\r\nhost: millrace\r\nconnection: close\r\n\r\n"
         while True:
             with contextlib.suppress(OSError):
-                reader, writer = await asyncio.open_connection(host, port)
+                reader, writer = await asyncio.open_connection(place.reached(host), port)
                 try:
                     writer.write(ask)
                     if b" 200 " in await reader.readline():
