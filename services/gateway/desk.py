@@ -120,7 +120,7 @@ class Model:
     vectors: int = 0  # the size of those that it makes; 0: it makes text
 
 
-class Watch(Protocol):
+class Onlooker(Protocol):
     """Who looks on as requests come and go."""
 
     def sampled(self) -> bool:
@@ -132,7 +132,7 @@ class Watch(Protocol):
     def left(self, visit: Visit) -> None: ...
 
 
-class Desk(Watch, Protocol):
+class Desk(Onlooker, Protocol):
     draining: bool
 
     @property

@@ -4,14 +4,14 @@ import time
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.desk import Watch
+from services.gateway.desk import Onlooker
 from services.gateway.http.connection import connection_of
 from services.gateway.visit import Visit
 
 
-def watched(app: ASGIApp, watch: Watch) -> ASGIApp:
+def watched(app: ASGIApp, onlooker: Onlooker) -> ASGIApp:
     async def exchange(scope: Scope, receive: Receive, send: Send) -> None:
-        visit = Visit.begin(scope, sampled=watch.sampled())
+        visit = Visit.begin(scope, sampled=onlooker.sampled())
         connection = connection_of(scope)
         pushed = connection.pushed if connection else 0
         if connection and scope["http_version"] == "1.0":
@@ -22,13 +22,13 @@ def watched(app: ASGIApp, watch: Watch) -> ASGIApp:
             await send(message)
             visit.said(message, began, time.monotonic())
 
-        watch.arrived(visit)
+        onlooker.arrived(visit)
         try:
             await app(scope, receive, sending)
         finally:
             visit.left_at = time.monotonic()
             visit.sent += connection.pushed - pushed if connection else 0
             visit.route = str(scope.get("path_template") or "")
-            watch.left(visit)
+            onlooker.left(visit)
 
     return exchange
