@@ -1,1 +1,1 @@
-"""What the commands of `millrace` do, beside running a service; cli.py has their flags."""
+"""What the commands of `millrace` do, beside running a service, and the flags of all."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace import cli
+from millrace.command import flags
 from millrace.errors import MEANINGS
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +16,7 @@ BLOCK = re.compile(r"^```.*?^```", re.M | re.S)
 COMMAND = re.compile(r"(?:^|[`(]|\.venv/bin/)millrace (?=[a-z])([^`|;)#\n]*)", re.M)
 FOLDERS = ("millrace", "services", "bench", "tests", "train")
 SOURCES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-PARSER = cli._parser()
+PARSER = flags.parser()
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

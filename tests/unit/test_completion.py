@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from millrace.cli import COMMANDS, _parser
 from millrace.command.completion import script
+from millrace.command.flags import COMMANDS, parser
 
 ASKED = {
     "bash": 'source ./bash; COMP_WORDS=(millrace "$@"); COMP_CWORD=$#; _millrace; '
@@ -29,7 +29,7 @@ def complete(request: pytest.FixtureRequest, tmp_path: Path) -> Complete:
     shell = request.param
     if not shutil.which(shell):
         pytest.skip(f"no {shell}")
-    (tmp_path / shell).write_text(script(_parser(), shell))
+    (tmp_path / shell).write_text(script(parser(), shell))
 
     def ask(*words: str) -> set[str]:
         """What may follow these words, the last of which is being typed."""

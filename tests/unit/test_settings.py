@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from millrace import cli, settings
+from millrace.command import flags
 from millrace.settings import Engine, Gateway, SettingError, Up, load
 from millrace.up import up
 
@@ -171,7 +172,7 @@ def test_every_setting_is_explained() -> None:
     """Each one has a line of help, and no line explains one that is gone."""
     known = {field for struct in settings.ROLES.values() for field in struct.__struct_fields__}
 
-    assert known == set(cli.HELP)
+    assert known == set(flags.HELP)
 
 
 @pytest.mark.parametrize("role", settings.ROLES)
@@ -179,8 +180,8 @@ def test_every_setting_is_a_flag_of_its_role(role: str) -> None:
     """`--some-name` reaches the setting `some_name`, of the role's own command and of `up`."""
     for field in msgspec.structs.fields(settings.ROLES[role]):
         flag = [f"--{field.name.replace('_', '-')}", *([] if field.type is bool else ["7"])]
-        commands = {role, "up"} - ({"up"} if field.name in cli.NOT_PASSED else set())
+        commands = {role, "up"} - ({"up"} if field.name in flags.NOT_PASSED else set())
         for command in commands:
-            args = vars(cli._parser().parse_args([command, *flag]))
+            args = vars(flags.parser().parse_args([command, *flag]))
 
             assert args[field.name] in ("7", True)
