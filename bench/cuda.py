@@ -83,7 +83,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all without any")
     parser.add_argument("--shape", choices=twins.SHAPES, default="0.6b")
-    parser.add_argument("--quant", choices=("fp16", "int8", "int4"), default="fp16")
+    parser.add_argument("--quant", choices=("fp16", "bf16", "int8", "int4"), default="fp16")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--chunk", type=int, default=Rig.chunk)
     parser.add_argument("--rounds", type=int, default=Rig.rounds)

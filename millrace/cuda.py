@@ -25,7 +25,11 @@ DRIVER = 580
 """The first that runs CUDA 13, which onnxruntime-gpu is built with."""
 
 INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-QUERY = "name,memory.total,memory.free,driver_version"
+QUERY = "name,memory.total,memory.free,compute_cap,driver_version"
+
+BFLOAT16 = 8.0
+"""The compute capability from which a device computes in bfloat16."""
+
 TRIAL_S = 60.0
 
 
@@ -43,6 +47,7 @@ class Device:
     name: str
     total: int = 0  # bytes; 0 is unknown
     free: int = 0
+    capability: float = 0.0  # 0 is unknown
 
 
 @dataclass(frozen=True)
@@ -178,14 +183,18 @@ def _asked(env: Mapping[str, str]) -> tuple[list[Device], str] | None:
         return None
     if done.returncode:
         return None
-    rows = [[part.strip() for part in line.rsplit(",", 3)] for line in done.stdout.splitlines() if line]
-    rows = [row for row in rows if len(row) == 4]
-    devices = [Device(name, _mega(total), _mega(free)) for name, total, free, _ in rows]
-    return devices, rows[0][3] if rows else ""
+    rows = [[part.strip() for part in line.rsplit(",", 4)] for line in done.stdout.splitlines() if line]
+    rows = [row for row in rows if len(row) == 5]
+    devices = [Device(name, _mega(total), _mega(free), _capability(of)) for name, total, free, of, _ in rows]
+    return devices, rows[0][-1] if rows else ""
 
 
 def _mega(text: str) -> int:
     return int(text) << 20 if text.isdigit() else 0
+
+
+def _capability(text: str) -> float:
+    return float(text) if re.fullmatch(r"\d+\.\d+", text) else 0.0
 
 
 def _listed(root: Path) -> tuple[list[Device], str]:

@@ -24,7 +24,7 @@ PACKED_COPIES = {"int8": 0, "int4": 2, "fp32": 2}
 WIDE = 4
 """Times keys and values in 8 bits: those of the prompt that fast mode computes."""
 
-ON_GPU = {"fp16": 1, "int8": 2, "int4": 2}
+ON_GPU = {"fp16": 1, "bf16": 1, "int8": 2, "int4": 2}
 """Times its linear layers: two sessions share weights in 16 bits, and of the others each makes its own."""
 
 PROBE_BYTES = 1 << 30

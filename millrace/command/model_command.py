@@ -14,7 +14,7 @@ import msgspec
 from millrace import models, settings, store, whole
 from millrace.columns import size, table
 
-CONVERTED = {"int8": 0.8, "int4": 0.6, "fp32": 2.2, "fp16": 1.2}
+CONVERTED = {"int8": 0.8, "int4": 0.6, "fp32": 2.2, "fp16": 1.2, "bf16": 1.2}
 """Bytes of a conversion, at most, for each byte of 16-bit weights; its tables of words are always 16 bits."""
 
 STORE_HELP = "where models are kept (default: $XDG_DATA_HOME/millrace/models)"
@@ -71,13 +71,14 @@ def _conversion(parser: argparse.ArgumentParser) -> None:
     """How a conversion is done, and what its result is called."""
     parser.add_argument(
         "--quant",
-        choices=("int8", "int4", "fp32", "fp16"),
-        help="of the weights (default: int8, and fp16 for CUDA; weights in 4 bits already stay as they are)",
+        choices=("int8", "int4", "fp32", "fp16", "bf16"),
+        help="of the weights (default: int8, and fp16 for CUDA, which alone has bf16; weights in 4 bits "
+        "already stay as they are)",
     )
     parser.add_argument(
         "--cache",
-        choices=("int8", "fp32", "fp16"),
-        help="of keys and values (default: int8; for CUDA it is always fp16)",
+        choices=("int8", "fp32", "fp16", "bf16"),
+        help="of keys and values (default: int8; for CUDA it is always fp16, and bf16 with weights in bf16)",
     )
     parser.add_argument(
         "--device",

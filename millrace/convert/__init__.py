@@ -6,6 +6,7 @@
     calibrate       what each layer is computed with, by what it does with the text
     quality         how far the result is from the original
     packed          weights that came in 4 bits
+    rounding        bfloat16, where nothing computes in it
     network         the graph, over
     linear, graph   linear layers in each arithmetic; writing ONNX
     card            what the engine has to know
@@ -21,13 +22,14 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
+import numpy as np
 
 from millrace import pooling, whole
 from millrace.convert import architecture, calibrate, card, packed, quality, text
 from millrace.convert.architecture import Architecture
 from millrace.convert.card import Cache, Card, Device, Quant
 from millrace.convert.forward import Exact, Planned
-from millrace.convert.graph import Graph, Store
+from millrace.convert.graph import BFLOAT16, Graph, Store
 from millrace.convert.linear import OF_GPU
 from millrace.convert.network import CANDIDATES, Form, Network, Plan
 from millrace.convert.packed import Packed
@@ -62,9 +64,11 @@ BESIDE = (
 
 DATA = "weights.bin"
 
-ON_CPU: tuple[Quant, ...] = ("int8", "int4", "fp32")
-CPU_CACHES: tuple[Cache, ...] = ("int8", "fp32")
-GPU_CACHES: tuple[Cache, ...] = ("fp16",)
+CACHES: dict[Device, dict[Quant, tuple[Cache, ...]]] = {
+    "cpu": dict.fromkeys(("int8", "int4", "fp32"), ("int8", "fp32")),
+    "cuda": {**dict.fromkeys(("fp16", "int8", "int4"), ("fp16",)), "bf16": ("bf16",)},
+}
+"""What keys and values may be in beside weights of each quantisation; the first where none is asked for."""
 
 
 def convert(
@@ -84,22 +88,16 @@ def convert(
     A result that is far from the original is such an error, unless it is accepted as it is. It is chosen by,
     and measured on, the text `words`; without one, the folder's own, or ours. Weights that are in 4 bits
     already stay as they are, unless another `quant` is asked for. For CUDA weights have 16 bits where no
-    `quant` is asked for, and keys and values always.
+    `quant` is asked for, and keys and values always: bfloat16 where weights are to have it, else fp16.
     """
     if device not in get_args(Device):
         raise ValueError(f"device {device!r} is not known: it is cpu or cuda")
-    quants, caches = (tuple(OF_GPU), GPU_CACHES) if device == "cuda" else (ON_CPU, CPU_CACHES)
-    cache = cache or caches[0]
-    if quant not in (None, *quants) or cache not in caches:
-        raise ValueError(
-            f"quantisation {quant!r} with a cache of {cache!r} is not known on {device}: "
-            f"there are {', '.join(quants)} with {' or '.join(caches)}"
-        )
+    quant = quant or usual(folder, device)
+    cache = _cache(quant, cache, device)
     if out.exists():
         raise ValueError(f"{out} exists already")
     a = read_architecture(folder, max_len)
     weights = packed.opened(folder)
-    quant = quant or usual(folder, device)
     if not (a.tied or a.vectors) and "lm_head.weight" not in weights:
         raise ValueError(f"{folder}: the tensor lm_head.weight is missing, and the heads are not tied")
     with whole.making(out) as made:
@@ -113,6 +111,19 @@ def convert(
 def usual(folder: Path, device: Device = "cpu") -> Quant:
     """The quantisation of a folder where none is asked for."""
     return "int4" if packed.form_of(folder) else "fp16" if device == "cuda" else "int8"
+
+
+def _cache(quant: Quant, cache: Cache | None, device: Device) -> Cache:
+    """What keys and values are to be in; ValueError if a device has not what is asked for."""
+    known = CACHES[device]
+    if quant in known and (cache or known[quant][0]) in known[quant]:
+        return cache or known[quant][0]
+    asked = f"quantisation {quant!r}" + (f" with a cache of {cache!r}" if cache else "")
+    there = ", ".join(f"{one} with a cache of {' or '.join(caches)}" for one, caches in known.items())
+    elsewhere = [f"; {quant} is for --device {other}" for other, of in CACHES.items() if quant in of]
+    raise ValueError(
+        f"{asked} is not known on {device}: there are {there}{'' if quant in known else ''.join(elsewhere)}"
+    )
 
 
 def read_architecture(folder: Path, max_len: int = 0) -> Architecture:
@@ -139,7 +150,7 @@ def _write(
         progress(next(steps), total, what)
 
     texts = text.halves(folder, text.of(folder) if words is None else words, a)
-    half = device == "cuda"
+    half = (BFLOAT16 if cache == "bf16" else np.float16) if device == "cuda" else None
     plan = Plan(OF_GPU[quant] if half else quant, half=half)
     if quant == "int4" and isinstance(weights, Packed):
         # What is not in 4 bits had its reasons.

@@ -7,19 +7,21 @@ import msgspec
 import numpy as np
 
 from millrace import models
+from millrace.convert.graph import BFLOAT16
 from millrace.convert.quality import Quality
 from millrace.pooling import Pooling
 
 NAME = models.CARD
 VERSION = 1
 
-Quant = Literal["int8", "int4", "fp32", "fp16"]
-Cache = Literal["int8", "fp32", "fp16"]
+Quant = Literal["int8", "int4", "fp32", "fp16", "bf16"]
+Cache = Literal["int8", "fp32", "fp16", "bf16"]
 Device = Literal["cpu", "cuda"]
 CACHES: dict[str, np.dtype[Any]] = {
     "int8": np.dtype(np.int8),
     "fp32": np.dtype(np.float32),
     "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(BFLOAT16),
 }
 
 

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 
-from millrace.convert import card, packed, quality, read_architecture, text
+from millrace.convert import card, packed, quality, read_architecture, rounding, text
 from millrace.convert.card import Card
 from millrace.convert.forward import Exact, Floats, portions
 from millrace.convert.quality import Quality
-from millrace.convert.runtime import session
+from millrace.convert.runtime import ort, session
 
 LONGEST = 2048  # tokens of a text; more would take long and say little more
 
@@ -52,14 +53,15 @@ def evaluate(
 def found(folder: Path, made: Card, tokens: list[int]) -> Iterator[Floats]:
     """Logits, or states, after each token, some tokens at a time, from the graph that the engine computes
     prompts with."""
-    graph = session(str(folder / made.graphs["chunk"]))
+    graph = opened(folder, made)
     names = [f"chunk.{kv}.{i}" for i in range(made.layers) for kv in "kv"]
     shape = (1, made.kv_heads, len(tokens), made.head_dim)
     past = {name: np.zeros(shape, made.cache_kind) for name in names}
     for rows in portions(made.vocab, len(tokens)):
         some = np.array(tokens[rows], np.int64)
         end = rows.start + len(some)
-        said, *present = graph.run(
+        said, *present = rounding.run(
+            graph,
             ["states" if made.pooling else "logits", *(f"{name}.out" for name in names)],
             {
                 "tokens": some,
@@ -71,3 +73,11 @@ def found(folder: Path, made: Card, tokens: list[int]) -> Iterator[Floats]:
         )
         past = dict(zip(names, present, strict=True))
         yield said
+
+
+def opened(folder: Path, made: Card) -> ort.InferenceSession:
+    path = folder / made.graphs["chunk"]
+    if made.cache != "bf16":
+        return session(str(path))
+    graph = onnx.load(path, load_external_data=False)
+    return session(rounding.rounded(graph).SerializeToString(), folder=folder)

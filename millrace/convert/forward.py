@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from millrace.convert import rounding
 from millrace.convert.architecture import Architecture
 from millrace.convert.graph import Graph, Store
 from millrace.convert.network import Linear, Network, Plan, Side, head_name
@@ -45,7 +46,7 @@ class Planned:
         self._plan = plan
         self._store = store
         self._states: list[State] = [
-            (x.astype(np.float16).astype(np.float32) * np.float32(a.embed_scale), None)
+            (x.astype(plan.words).astype(np.float32) * np.float32(a.embed_scale), None)
             for x in embedded(a, weights, texts)
         ]
 
@@ -127,7 +128,7 @@ def portions(vocab: int, tokens: int) -> list[slice]:
 
 def opened(g: Graph, store: Store) -> ort.InferenceSession:
     store.flush()
-    return session(g.model().SerializeToString(), folder=store.path.parent)
+    return session(rounding.rounded(g.model()).SerializeToString(), folder=store.path.parent)
 
 
 def _layer(
@@ -142,12 +143,13 @@ def _layer(
     results = [*after, *(linear.input for linear in net.linears)]
     for name, width in zip(results, [a.hidden, a.hidden, *(linear.k for linear in net.linears)], strict=True):
         g.output(name, np.float32, [1, "tokens", width])
-    run = opened(g, store)
+    layer = opened(g, store)
     found = []
     for state in states:
         count = len(state[0])
         empty = np.zeros((1, a.kv_heads, count, a.head_dim), plan.cache)
-        x, delta, *inputs, keys, values = run.run(
+        x, delta, *inputs, keys, values = rounding.run(
+            layer,
             [*results, f"chunk.k.{i}.out", f"chunk.v.{i}.out"],
             {
                 **{name: part[None] for name, part in zip(before, state, strict=False) if part is not None},

@@ -17,9 +17,13 @@ CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 ALIGN = 4096  # ONNX Runtime maps external data by pages
 INLINE = 1024  # bytes; smaller tensors stay in the graph's own file
 
+BFLOAT16: type[np.generic] = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16).type
+"""NumPy has none of its own; ONNX brings one, whose arrays are no buffers."""
+
 KINDS = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(BFLOAT16): TensorProto.BFLOAT16,
     np.dtype(np.int8): TensorProto.INT8,
     np.dtype(np.uint8): TensorProto.UINT8,
     np.dtype(np.int32): TensorProto.INT32,
@@ -45,7 +49,7 @@ class Store:
             else:
                 self._write(b"\0" * (-self._file.tell() % ALIGN))
                 at = self._file.tell()
-                self._write(array.data.cast("B"))
+                self._write(array.view(np.uint8).data.cast("B"))
                 self._known[name] = external(name, array, self.path.name, at)
         return self._known[name]
 

@@ -8,8 +8,9 @@
     packed  the same with the codes of a folder that has its weights in 4 bits
 
     fp16    for a GPU, whose kernels read 16 bits: activations and weights
-    half8   the same activations, weights in 8 bits by blocks
-    half4   the same activations, weights in 4 bits by blocks
+    bf16    the same in bfloat16
+    half8   activations of fp16, weights in 8 bits by blocks
+    half4   the same, weights in 4 bits by blocks
 
 Those of the processor but fp32 sum integers, so a row's result does not depend on the rows beside it. A GPU's
 do not promise that.
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from millrace.convert.graph import CONTRIB, Graph
+from millrace.convert.graph import BFLOAT16, CONTRIB, KINDS, Graph
 from millrace.convert.packed import Codes
 
 Floats = npt.NDArray[np.float32]
@@ -159,8 +160,16 @@ def _int4(g: Graph, x: str, inputs: list[str], k: int, n: int, size: int) -> str
 
 
 def fp16(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
-    weights = g.weight(f"{name}.fp16", lambda: make().T.astype(np.float16))
-    return widened(g, g.node("MatMul", halved(g, x), weights))
+    return _sixteen(g, x, f"{name}.fp16", make, np.float16)
+
+
+def bf16(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
+    return _sixteen(g, x, f"{name}.bf16", make, BFLOAT16)
+
+
+def _sixteen(g: Graph, x: str, stored: str, make: Make, kind: type[np.generic]) -> str:
+    weights = g.weight(stored, lambda: make().T.astype(kind))
+    return widened(g, g.node("MatMul", halved(g, x, kind), weights))
 
 
 def half8(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
@@ -179,12 +188,12 @@ def half4(g: Graph, x: str, name: str, k: int, n: int, make: Make) -> str:
 
 
 def _half(g: Graph, x: str, inputs: list[str], k: int, n: int, size: int, *, bits: int) -> str:
-    made = g.contrib("MatMulNBits", halved(g, x), *inputs, K=k, N=n, bits=bits, block_size=size)
+    made = g.contrib("MatMulNBits", halved(g, x, np.float16), *inputs, K=k, N=n, bits=bits, block_size=size)
     return widened(g, made)
 
 
-def halved(g: Graph, x: str) -> str:
-    return g.node("Cast", x, to=TensorProto.FLOAT16)
+def halved(g: Graph, x: str, kind: type[np.generic]) -> str:
+    return g.node("Cast", x, to=KINDS[np.dtype(kind)])
 
 
 def widened(g: Graph, x: str) -> str:
@@ -239,9 +248,10 @@ KERNELS: dict[str, Kernel] = {
     "fine": fine,
     "int4": int4,
     "fp16": fp16,
+    "bf16": bf16,
     "half8": half8,
     "half4": half4,
 }
 
-OF_GPU = {"fp16": "fp16", "int8": "half8", "int4": "half4"}
+OF_GPU = {"fp16": "fp16", "bf16": "bf16", "int8": "half8", "int4": "half4"}
 """The kernel of each quantisation on a GPU."""

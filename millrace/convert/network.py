@@ -61,7 +61,8 @@ class Plan:
     kernels: dict[str, str] = field(default_factory=dict)
     scales: list[Scales] = field(default_factory=list)  # one a layer; none: keys and values stay fp32
     packed: bool = False  # layers that came in 4 bits keep them, and nothing is folded into any layer
-    half: bool = False  # for a GPU: attention, keys and values in 16 bits; the stream between layers in 32
+    half: type[np.generic] | None = None
+    """For a GPU: of 16 bits, what attention, keys and values are in; the stream between layers has 32."""
     smooth: dict[str, Floats] = field(default_factory=dict)
     """What an input channel of a linear layer is divided by, and its weights are multiplied with.
 
@@ -71,7 +72,12 @@ class Plan:
     @property
     def cache(self) -> type[np.generic]:
         """What keys and values are kept as."""
-        return np.float16 if self.half else np.int8 if self.scales else np.float32
+        return self.half or (np.int8 if self.scales else np.float32)
+
+    @property
+    def words(self) -> type[np.generic]:
+        """What the table of words is kept as."""
+        return self.half or np.float16
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,8 @@ class Network:
         """Looked up in 16 bits, in place in the mapped file: an fp32 copy would double a small model."""
         g, a = self.g, self.a
         table = g.weight(
-            "embed", lambda: self._get("model.embed_tokens.weight", a.vocab, a.hidden).astype(np.float16)
+            "embed",
+            lambda: self._get("model.embed_tokens.weight", a.vocab, a.hidden).astype(self._plan.words),
         )
         x = g.node("Cast", g.node("Gather", table, tokens, axis=0), to=1)
         return x if a.embed_scale == 1 else g.node("Mul", x, g.constant(a.embed_scale, np.float32))
@@ -264,10 +271,10 @@ class Network:
 
         # In 16 bits where attention is: the norm itself sums in 32, and what it reads was of 16.
         half = self._plan.half
-        qkv = linear.halved(g, qkv) if half else qkv
+        qkv = linear.halved(g, qkv, half) if half else qkv
         by_head = g.node("Reshape", qkv, g.constant([-1, count + a.kv_heads, d], np.int64))
         qk, v = self._parted(by_head, count, a.kv_heads)
-        gain = g.weight(f"{at}.self_attn.qk_norm", lambda: gains().astype(np.float16) if half else gains())
+        gain = g.weight(f"{at}.self_attn.qk_norm", lambda: gains().astype(half or np.float32))
         qk = g.node("SimplifiedLayerNormalization", qk, gain, epsilon=a.eps, axis=-1)
         shape = [-1, a.qkv_dim]
         if len(sides) == 1:
@@ -307,7 +314,7 @@ class Network:
         past = [g.input(f"{name}.{kv}.{i}", kind, shape) for kv in "kv"]
         present = tuple(f"{name}.{kv}.{i}.out" for kv in "kv")
         inputs = [
-            linear.halved(g, qkv) if half and not a.head_norms else qkv,
+            linear.halved(g, qkv, half) if half and not a.head_norms else qkv,
             "",
             "",
             *past,
@@ -340,7 +347,7 @@ class Network:
         g, kinds = self.g, sorted({repr(layer.rope) for layer in self.a.layers})
         n = kinds.index(repr(rope))
         length = self.a.max_len
-        bits = np.float16 if self._plan.half else np.float32
+        bits = self._plan.half or np.float32
         return (
             g.weight(f"cos.{n}", lambda: rope.tables(length)[0].astype(bits)),
             g.weight(f"sin.{n}", lambda: rope.tables(length)[1].astype(bits)),
@@ -404,7 +411,7 @@ class Network:
         codes = self._codes(stored, k)
         self.linears.append(Linear(name, x, k, n, weights, packed=codes is not None))
         if codes and plan.packed:
-            y = linear.packed(self.g, x, name, k, n, codes, half=plan.half)
+            y = linear.packed(self.g, x, name, k, n, codes, half=plan.half is not None)
         else:
             y = KERNELS[plan.kernels.get(name, plan.kernel)](self.g, x, name, k, n, smoothed)
         if bias:

@@ -8,7 +8,13 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-MOST = {"fp32": (0.01, 0.02), "fp16": (0.01, 0.02), "int8": (0.05, 0.05), "int4": (0.3, 0.3)}
+MOST = {
+    "fp32": (0.01, 0.02),
+    "fp16": (0.01, 0.02),
+    "bf16": (0.02, 0.02),
+    "int8": (0.05, 0.05),
+    "int4": (0.3, 0.3),
+}
 """By quantisation: how many nats of KL, and what share of perplexity, may be lost.
 
 Sound 8-bit conversions lose a tenth of this; 4 bits in blocks of 32 lose a tenth to a third, the more the
@@ -17,7 +23,7 @@ unsure, a harmless difference decides which of two equals comes first.
 """
 
 
-APART = {"fp32": 0.001, "fp16": 0.001, "int8": 0.01, "int4": 0.1}
+APART = {"fp32": 0.001, "fp16": 0.001, "bf16": 0.002, "int8": 0.01, "int4": 0.1}
 """By quantisation: how much a vector's cosine with the original's may be below one."""
 
 

@@ -120,6 +120,7 @@ def real(folder: models.Model, given: settings.Engine, gpu: cuda.Device | None =
 
 
 def _real_on_gpu(folder: models.Model, given: settings.Engine, gpu: cuda.Device) -> Model:
+    from millrace.convert import card  # noqa: PLC0415
     from millrace.convert.runtime import NoCuda  # noqa: PLC0415
     from services.engine.model import prepare, session  # noqa: PLC0415
     from services.engine.model.device import Gpu  # noqa: PLC0415
@@ -130,6 +131,11 @@ def _real_on_gpu(folder: models.Model, given: settings.Engine, gpu: cuda.Device)
     assert number is not None
     with settings.at_fault("model"):
         ready = prepare.converted(folder, root, "cuda")
+    if card.load(ready).cache == "bf16" and 0 < gpu.capability < cuda.BFLOAT16:
+        raise settings.SettingError(
+            f"--device {given.device}: {gpu.name} is of compute capability {gpu.capability}, and bfloat16 "
+            f"needs {cuda.BFLOAT16}: convert {folder.name} with --quant fp16"
+        )
     prepare.tidied(root)
     try:
         model = session.OrtModel(

@@ -6,24 +6,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from onnx import TensorProto, numpy_helper
 
-from millrace.convert import calibrate, convert
+from millrace.convert import calibrate, card, convert, rounding
 from millrace.convert.card import Quant
 from millrace.convert.network import Form
 from millrace.convert.runtime import ort, session
+from millrace.convert.safetensors import Weights
 from millrace.messages import Sampling
 from services.engine.model import prepare
 from services.engine.model.device import Gpu
 from services.engine.model.session import OrtModel
-from services.engine.steps.scheduler import Chunk, Step, Swap
+from services.engine.model.shelf import FileShelf
+from services.engine.steps.prefix import BLOCK
+from services.engine.steps.scheduler import Chunk, Fetch, Keep, Shelve, Step, Swap
 from services.engine.steps.sequence import Sequence
 from tests.kit import reference
+from tests.kit.checkpoint import bf16 as bf16_bits
 from tests.kit.checkpoint import random_tensors, write_checkpoint
 from tests.kit.models import FAMILIES
 
 Floats = npt.NDArray[np.float32]
 
 SLOTS = 3
+GPU_HALVES: tuple[Quant, ...] = ("fp16", "bf16")
 
 
 def computed(model: OrtModel, tokens: list[int], *, chunk: int, prompt: int = 0) -> tuple[Floats, list[int]]:
@@ -161,6 +167,61 @@ def test_for_cuda(tmp_path: Path, name: str) -> None:
 
     # Keys with large biases have few of their 16 bits left for the rest.
     assert error(found, expected[at]) < (3e-2 if name == "loud keys" else 1e-2)
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen3", "gemma2"])
+def test_bfloat16_for_cuda(tmp_path: Path, name: str) -> None:
+    """The graphs of fp16 in another kind, with a checkpoint's weights bit for bit. As a processor can compute
+    them they are as good as 8 bits of a number can be, over a device's memory of 16 bits; and a prefix that
+    comes from a file is what was kept."""
+    import onnx
+
+    config = FAMILIES[name]
+    write_checkpoint(tmp_path / "hub", config, dtype="BF16")
+    half, folder = (
+        convert(tmp_path / "hub", tmp_path / quant, quant, device="cuda", accept=True) for quant in GPU_HALVES
+    )
+    for form in Form:
+        path = f"{form.value}.onnx"
+        fp16, bf16 = (onnx.load(each / path, load_external_data=False) for each in (half, folder))
+        assert [node.op_type for node in fp16.graph.node] == [node.op_type for node in bf16.graph.node]
+        kept = [each.data_type for each in bf16.graph.initializer]
+        kept += [each.type.tensor_type.elem_type for each in (*bf16.graph.input, *bf16.graph.output)]
+        kept += [a.i for node in bf16.graph.node if node.op_type == "Cast" for a in node.attribute]
+        assert TensorProto.BFLOAT16 in kept and TensorProto.FLOAT16 not in kept
+        (folder / path).write_bytes(rounding.rounded(bf16).SerializeToString())
+    at = "model.layers.0.self_attn.o_proj"
+    (stored,) = (each for each in bf16.graph.initializer if each.name == f"{at}.bf16")
+    bits = numpy_helper.to_array(stored, str(folder)).view(np.uint16)
+    assert np.array_equal(Weights(tmp_path / "hub").raw(f"{at}.weight").T, bits)
+    of, other = card.load(folder), card.load(half)
+    assert of.digest != other.digest and of.token_bytes == other.token_bytes
+    assert (folder / of.data).stat().st_size == (half / other.data).stat().st_size
+
+    model = OrtModel(folder, SLOTS, 64, max_len=256, prefix_bytes=1 << 20, device=Gpu(0, "cpu"))
+    tokens = words(config, 45)
+    found, after = computed(model, tokens, chunk=6)
+    weights = {
+        name: (bf16_bits(array).astype(np.uint32) << 16).view(np.float32)
+        for name, array in random_tensors(config).items()
+    }
+    expected = reference.logits(config, weights, tokens, length=config["max_position_embeddings"])
+    assert 1e-3 < error(found, expected[after]) < 5e-2
+
+    row = Sequence("row", 41, tokens[:41], Sampling(0), 1, epoch=1, slot=0)
+    model.run(Step([], Chunk(row, 0, 41)))
+    count = 40 // BLOCK
+    rest = Chunk(row, count * BLOCK, 41 - count * BLOCK)
+    model.run(Step([], rest))
+    wanted = model.logits.copy()
+    model.shelf = FileShelf(tmp_path, 1 << 20, model.kind, model.block)
+    names = [bytes([i + 1] * 32) for i in range(count)]
+    model.copy([Keep(0, 0, list(range(count))), *(Shelve(name, i) for i, name in enumerate(names))])
+    row.slot = 1
+    model.copy([Fetch(1, 0, [model.shelf.take(name) for name in names])])
+    model.run(Step([], rest))
+
+    assert np.array_equal(wanted, model.logits)
 
 
 def test_a_gpus_memory(tmp_path: Path) -> None:

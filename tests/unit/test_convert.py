@@ -72,6 +72,26 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         convert(tmp_path / "hub", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"quant": "bf16"}, r"'bf16' is not known on cpu: there are int8 .*; bf16 is for --device cuda"),
+        ({"quant": "int3"}, "'int3' is not known on cpu: there are .* fp32 with a cache of int8 or fp32$"),
+        (
+            {"quant": "bf16", "cache": "fp16", "device": "cuda"},
+            "cache of 'fp16' .* bf16 with a cache of bf16$",
+        ),
+        ({"cache": "bf16", "device": "cuda"}, "'fp16' with a cache of 'bf16' .*, bf16 with a cache of bf16$"),
+        ({"quant": "fp32", "device": "cuda"}, "; fp32 is for --device cpu"),
+    ],
+)
+def test_what_a_device_cannot_have_is_refused(tmp_path: Path, asked: dict[str, Any], says: str) -> None:
+    """With what it can, and where there is what was asked for."""
+    write_checkpoint(tmp_path / "hub", CONFIG)
+    with pytest.raises(ValueError, match=says):
+        convert(tmp_path / "hub", tmp_path / "m", **asked)
+
+
 def unlink(name: str) -> Callable[[Path], object]:
     return lambda hub: (hub / name).unlink()
 

@@ -36,7 +36,7 @@ def test_another_name_is_a_wrong_setting(name: str) -> None:
 def test_devices_are_those_that_the_driver_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By nvidia-smi, with their memory."""
     program = tmp_path / "nvidia-smi"
-    lines = ("NVIDIA H100, 80 HBM3, 81559, 81079, 580.65.06", "NVIDIA A10, 23028, 10, 580.65.06")
+    lines = ("NVIDIA H100, 80 HBM3, 81559, 81079, 9.0, 580.65.06", "NVIDIA A10, 23028, 10, [N/A], 580.65.06")
     program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -45,7 +45,7 @@ def test_devices_are_those_that_the_driver_tells(monkeypatch: pytest.MonkeyPatch
 
     assert "580.65.06" == found.driver
     assert [
-        cuda.Device("NVIDIA H100, 80 HBM3", 81559 << 20, 81079 << 20),
+        cuda.Device("NVIDIA H100, 80 HBM3", 81559 << 20, 81079 << 20, 9.0),
         cuda.Device("NVIDIA A10", 23028 << 20, 10 << 20),
     ] == found.devices
 

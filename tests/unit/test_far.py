@@ -9,7 +9,9 @@ import pytest
 
 from millrace import cuda, models, settings
 from millrace.convert import card, convert
+from millrace.convert.card import Quant
 from millrace.convert.network import Form
+from millrace.convert.runtime import NoCuda
 from millrace.messages import Sampling
 from services.engine import opening
 from services.engine.model import device
@@ -17,6 +19,7 @@ from services.engine.model.captured import LEAST, Shapes
 from services.engine.model.far import STAGED, FarSlots
 from services.engine.model.host import HostShelf
 from services.engine.model.session import OrtModel
+from services.engine.model.shelf import FileShelf
 from services.engine.steps.prefix import BLOCK
 from services.engine.steps.scheduler import Chunk, Keep, Shelve, Step
 from services.engine.steps.sequence import Sequence
@@ -59,14 +62,17 @@ def test_of_blocks_in_our_memory_the_oldest_goes() -> None:
     assert found is not None and np.array_equal(like + 1, found) and shelf.take(b"b") is None
 
 
-def test_blocks_go_to_the_pool_to_us_and_back(tmp_path: Path) -> None:
-    """More of them than are on their way at once, to slots whose length is no whole number of blocks."""
+@pytest.mark.parametrize("quant", ["fp16", "bf16"])
+def test_blocks_go_to_the_pool_to_us_and_back(tmp_path: Path, quant: Quant) -> None:
+    """More of them than are on their way at once, to slots whose length is no whole number of blocks; and to
+    a file, from which they come back as they were."""
     write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
-    of = card.load(convert(tmp_path / "hub", tmp_path / "m", device="cuda", accept=True))
+    of = card.load(convert(tmp_path / "hub", tmp_path / "m", quant, device="cuda", accept=True))
     count = STAGED + 3
     slots = FarSlots(device.Gpu(0, "cpu"), of, 2, (count + 2) * BLOCK - 5, count)
     rng = np.random.default_rng(0)
-    blocks = [rng.standard_normal(slots.block.shape).astype(slots.block.dtype) for _ in range(count)]
+    shape = slots.block.shape
+    blocks = [rng.integers(0x7C00, size=shape, dtype=np.uint16).view(slots.block.dtype) for _ in range(count)]
     slots.fetch(1, BLOCK, blocks)
     places = rng.permutation(count).tolist()
     slots.keep(1, BLOCK, places)
@@ -74,7 +80,13 @@ def test_blocks_go_to_the_pool_to_us_and_back(tmp_path: Path) -> None:
     slots.load(0, 0, places[5:9])
     slots.keep(0, 0, places[:4])
     moved = list(slots.contents(places[:5]))
+    shelf = FileShelf(tmp_path / "shelf", 2 * count * slots.block.nbytes, "a kind", slots.block)
+    for i, block in enumerate(kept):
+        shelf.put(bytes([i + 1] * 32), block)
+    found = [shelf.take(bytes([i + 1] * 32)) for i in range(count)]
 
+    assert of.token_bytes * BLOCK == slots.block.nbytes
+    assert all(b is not None and np.array_equal(a, b) for a, b in zip(blocks, found, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(blocks, kept, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip([*blocks[5:9], blocks[4]], moved, strict=True))
 
@@ -103,6 +115,30 @@ def test_an_engine_on_a_gpu_keeps_prefixes_there_and_here(
     assert all(np.shares_memory(lies, model.shelf.take(name)) for name in (b"a", b"b"))
     assert captures == (model._shapes is not None)
     opening.warm_up(model)
+
+
+@pytest.mark.parametrize(("capability", "refused"), [(7.5, True), (8.0, False), (0.0, False)])
+def test_bfloat16_is_refused_where_it_cannot_be_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: float, refused: bool
+) -> None:
+    """By the model, before anything is loaded; a device of which nothing is known is tried. On a processor it
+    is refused as every folder for CUDA is."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
+    folder = convert(tmp_path / "hub", tmp_path / "m", "bf16", device="cuda", accept=True)
+    model, given = models.find(str(folder), ""), settings.Engine(device="cuda", slots=2, max_len=64)
+
+    def nowhere(number: int, **given: Any) -> None:
+        raise NoCuda("it was tried")
+
+    monkeypatch.setattr(device, "Gpu", nowhere)
+    with pytest.raises(settings.SettingError) as said:
+        opening.real(model, given, cuda.Device("A", capability=capability))
+
+    expected = "compute capability 7.5, and bfloat16 needs 8.0" if refused else "it was tried"
+    assert expected in str(said.value)
+    with pytest.raises(ValueError, match="convert --device cpu"):
+        opening.real(model, settings.Engine())
 
 
 def test_memory_that_is_not_free_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

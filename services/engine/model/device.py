@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from millrace.convert.graph import BFLOAT16, KINDS
 from millrace.convert.runtime import NoCuda, ort, ready, session
 from services.engine.model.registered import Rooms, register
 from services.engine.steps.scheduler import Swap
@@ -25,8 +26,8 @@ from services.engine.steps.scheduler import Swap
 log = logging.getLogger("millrace.engine")
 
 Array = npt.NDArray[Any]
-Bound = tuple[str, int, Any, list[int], int]
-"""What `bind_input` takes: device, its number, type, shape, address."""
+Bound = tuple[str, int, int, list[int], int]
+"""What `bind_input` takes: device, its number, ONNX's type, shape, address."""
 
 
 class Held(Protocol):
@@ -156,8 +157,8 @@ class Gpu:
             key = path.parent / at["location"], int(at["offset"])
             if key not in self._weights:
                 kind = tensor_dtype_to_np_dtype(tensor.data_type)
-                array = np.memmap(key[0], kind, "r", key[1], tuple(tensor.dims))
-                held = self.value(kind.type, *array.shape)
+                array = np.memmap(key[0], carrier(kind), "r", key[1], tuple(tensor.dims))
+                held = self.value(kind, *array.shape)
                 held.update_inplace(array)
                 # A session takes only what it is not to free.
                 self._weights[key] = held, ort.OrtValue.from_dlpack(held)
@@ -167,14 +168,16 @@ class Gpu:
         return Far(np.zeros(shape, kind), self.value(kind, *shape), self.number, self._name)
 
     def value(self, kind: Any, *shape: int) -> Any:
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, self._name, self.number)
+        return ort.OrtValue.ortvalue_from_shape_and_type(
+            shape, KINDS[np.dtype(kind)], self._name, self.number
+        )
 
     def rooms(self, count: int, like: Array) -> Rooms:
         return Rooms(count, like, partial(register, self.number) if self._name == "cuda" else None)
 
     def part(self, value: Any, kind: Any, shape: list[int], offset: int) -> Bound:
         """Of a value's memory, from so many bytes on."""
-        return self._name, self.number, np.dtype(kind).type, shape, value.data_ptr() + offset
+        return self._name, self.number, KINDS[np.dtype(kind)], shape, value.data_ptr() + offset
 
 
 class Far:
@@ -190,7 +193,7 @@ class Far:
     def bound(self, first: int, count: int) -> Bound:
         part = self.array[first : first + count]
         address = self._value.data_ptr() + first * self.array.strides[0]
-        return self._name, self._number, part.dtype.type, list(part.shape), address
+        return self._name, self._number, KINDS[part.dtype], list(part.shape), address
 
     def send(self) -> None:
         if (content := self.array.tobytes()) != self._sent:
@@ -203,7 +206,13 @@ class Far:
 
 
 def bound(array: Array) -> Bound:
-    return "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data
+    return "cpu", 0, KINDS[array.dtype], list(array.shape), array.ctypes.data
+
+
+def carrier(kind: np.dtype[Any]) -> np.dtype[Any]:
+    """What arrays are to be of that only carry values of this kind: of bfloat16 they would be no buffers, and
+    ONNX Runtime takes none."""
+    return np.dtype(np.uint16) if kind == BFLOAT16 else kind
 
 
 def in_order(ids: Array, best: Array) -> tuple[Array, Array]:

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.convert.card import Card
-from millrace.convert.graph import Graph, Inline
+from millrace.convert.graph import KINDS, Graph, Inline
 from millrace.convert.runtime import ort
-from services.engine.model.device import Array, Bound, Gpu
+from services.engine.model.device import Array, Bound, Gpu, carrier
 from services.engine.steps.prefix import BLOCK
 from services.engine.steps.scheduler import Swap
 
@@ -47,13 +47,13 @@ class FarSlots:
         self._kind = of.cache_kind
         self._parts = 2 * of.layers
         self._heads, self._dim = of.kv_heads, of.head_dim
-        self.block: Array = np.empty((of.layers, 2, of.kv_heads, BLOCK, of.head_dim), self._kind)
+        self.block: Array = np.empty((of.layers, 2, of.kv_heads, BLOCK, of.head_dim), carrier(self._kind))
         self._blocks = -(-max_len // BLOCK)  # of a slot
         self._slots, self._places = slots + 1, places
         self._row = BLOCK * of.head_dim * self._kind.itemsize  # bytes
         self._line = self._row // np.dtype(WORD).itemsize
         shape = (of.kv_heads, self._blocks * BLOCK, of.head_dim)
-        self._value = gpu.value(self._kind.type, of.layers, 2, self._slots, *shape)
+        self._value = gpu.value(self._kind, of.layers, 2, self._slots, *shape)
         pool = (self._parts, places * of.kv_heads, self._line)
         self._pool = gpu.value(WORD, *pool) if places else None
         self.bytes = (self._slots * self._blocks + places) * self._parts * self._heads * self._row
@@ -131,7 +131,7 @@ class FarSlots:
     def _near(self, blocks: list[Array], i: int, lines: int) -> Bound:
         block = blocks[min(i, len(blocks) - 1)]
         assert block.flags.c_contiguous
-        return "cpu", 0, WORD, [self._parts, lines, self._line], block.ctypes.data
+        return "cpu", 0, KINDS[np.dtype(WORD)], [self._parts, lines, self._line], block.ctypes.data
 
     # -- lines
 
