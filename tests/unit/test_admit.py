@@ -262,3 +262,22 @@ def test_seeds_differ_unless_given() -> None:
 def test_no_probability_mass_is_the_likeliest_token() -> None:
     """`top_p: 0` chooses as OpenAI does, the likeliest token, and reaches no sampler as a zero."""
     assert Sampling(1, 1.0, 1.0, 1) == chat(seed=1, top_p=0).sampling
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"model": "caf\xe9"}', "The body's text is not UTF-8."),
+        (with_literal("guided_json", '{"a": ' * 90_000), "The body's JSON is nested too deeply."),
+    ],
+)
+def test_a_body_that_cannot_be_read(raw: bytes, said: str) -> None:
+    """What is wrong is told, and not what else might be."""
+    assert said == refusal(raw).message
+
+
+def test_a_body_begins_with_a_mark_of_its_encoding() -> None:
+    """As files do that were written on Windows: it is no part of the JSON."""
+    body = json.dumps({"model": "sim", "messages": HELLO}).encode("utf-8-sig")
+
+    assert "sim" == wire.read(wire.ChatBody, body).model

@@ -1,5 +1,6 @@
 """A request's body: JSON into what a surface understands, and every fault with its parameter's name."""
 
+import codecs
 import re
 from typing import Any, TypeVar
 
@@ -14,14 +15,17 @@ _decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
 
 def decode(kind: type[T], raw: bytes) -> T:
     decoder = _decoders.get(kind) or _decoders.setdefault(kind, msgspec.json.Decoder(kind))
+    raw = raw.removeprefix(codecs.BOM_UTF8)  # editors and shells of Windows begin a file with it
     try:
         body: T = decoder.decode(raw)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except msgspec.DecodeError as error:
         raise _malformed(str(error), raw) from None
-    except (RecursionError, UnicodeDecodeError):
-        raise refused(None, "The body's JSON is nested too deeply or is not UTF-8.") from None
+    except RecursionError:
+        raise refused(None, "The body's JSON is nested too deeply.") from None
+    except UnicodeDecodeError:
+        raise refused(None, "The body's text is not UTF-8.") from None
     return body
 
 
