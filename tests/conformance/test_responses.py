@@ -258,6 +258,7 @@ def test_too_few_tokens(client: OpenAI) -> None:
         ({"input": [{"type": "function_call_output", "call_id": "x"}]}, "input[0].output"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "namespace", "name": "a", "tools": [WEATHER, WEATHER]}]}, "tools[0].tools[1]"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
         ({"text": {"format": {"type": "json_object"}}, "ignore_eos": True}, "ignore_eos"),

@@ -18,7 +18,7 @@ from services.gateway.speech import Chain, Speech
 from services.gateway.speech.json_calls import Hermes
 from services.gateway.speech.thinking import Thinking
 from services.gateway.surfaces import anthropic, ollama
-from services.gateway.surfaces.responses import asked
+from services.gateway.surfaces.responses import asked, functions
 from services.gateway.surfaces.responses.kept import Kept
 from services.gateway.surfaces.responses.unfolding import Unfolding
 from services.gateway.visit import Visit
@@ -238,6 +238,40 @@ def test_a_response_s_items_are_turns() -> None:
     ] == asked.turns(body)
 
 
+def test_functions_of_namespaces() -> None:
+    """The model knows each by both names; the client is told them apart, and sends them back so."""
+    described = [
+        {"type": "function", "name": "f", "description": "F."},
+        {"type": "function", "name": "g", "description": "G."},
+    ]
+    tools = [
+        {"type": "namespace", "name": "n", "description": "All of n.", "tools": described},
+        {"type": "namespace", "name": "o", "tools": described[:1]},
+        {"type": "function", "name": "f"},
+    ]
+    call = {"type": "function_call", "call_id": "c", "namespace": "n", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c", "output": "F"}
+    whole = {"model": "m", "input": [call, result], "tools": tools, "client_metadata": {"who": "Codex"}}
+    body = decode(asked.Body, json.dumps(whole).encode())
+    before = asked.turns(body)
+    ask = asked.ask(body, before, Visit())
+    assert isinstance(ask.input, Chat)
+    known = [tool["function"] for tool in json.loads(ask.input.tools)]
+    text = "".join(f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>' for name in ("n.f", "f"))
+    response = unfolding(homes=functions.homes(body.tools or ()))
+    response.of(said(text))
+
+    assert ["n.f", "n.g", "o.f", "f"] == [function["name"] for function in known]
+    assert ["All of n.\nF.", "G.", "F.", None] == [function.get("description") for function in known]
+    assert "n.f" == before[0]["tool_calls"][0]["function"]["name"]
+    assert [("n", "f"), (None, "f")] == [
+        (item.get("namespace"), item["name"]) for item in response.whole["output"]
+    ]
+    assert ["n.f", "f"] == [
+        made["function"]["name"] for turn in response.conversation for made in turn["tool_calls"]
+    ]
+
+
 # What is answered
 
 PLACES = st.lists(st.integers(1, len(SAID)), max_size=40)
@@ -318,8 +352,8 @@ def test_signs_of_life() -> None:
     assert ({"role": "assistant", "content": ""}, False) == (line["message"], line["done"])
 
 
-def unfolding(pieces: list[Piece] | None = None) -> Unfolding:
-    return Unfolding(ScriptedAnswer([pieces or []]), speech(), {"model": "m"}, [])
+def unfolding(homes: dict[str, tuple[str, str]] | None = None) -> Unfolding:
+    return Unfolding(ScriptedAnswer([[]]), speech(), {"model": "m"}, [], homes or {})
 
 
 @given(PLACES)
@@ -362,7 +396,7 @@ def test_a_failed_response_says_so_once() -> None:
 def test_a_response_that_nobody_tells_is_cancelled() -> None:
     """Its job too."""
     answer = ScriptedAnswer([])
-    response = Unfolding(answer, speech(), {}, [])
+    response = Unfolding(answer, speech(), {}, [], {})
     response.of([Piece(1, "a", "")])
     response.left(None)
 

@@ -77,7 +77,8 @@ def headers(failure: Failure) -> list[tuple[bytes, bytes]]:
 
 def renamed(failure: Failure, names: Mapping[str, str]) -> Failure:
     """The same failure, by the client's name for the parameter: `names` has it by OpenAI's."""
-    ours = (failure.param or "").split(".")[0].split("[")[0]
+    place = (failure.param or "").split(".")[0]
+    ours = place if place in names else place.split("[")[0]
     theirs = names.get(ours)
     if failure.param is None or theirs is None:
         return failure

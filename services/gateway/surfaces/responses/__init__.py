@@ -1,5 +1,6 @@
 """`/v1/responses`, as OpenAI has it: made, streamed, asked for again, gone on with, cancelled and deleted.
 
+    functions   those that may be called, and their namespaces
     asked       the request, and the chat that it is
     unfolding   one response as it comes, and its events
     kept        those that may be asked for again
@@ -23,6 +24,7 @@ from services.gateway.http.counter import Counter, Order, at, told
 from services.gateway.http.stream import HEADERS
 from services.gateway.speech import Speech
 from services.gateway.surfaces.responses import asked
+from services.gateway.surfaces.responses.functions import homes
 from services.gateway.surfaces.responses.kept import KEEP_S, Kept
 from services.gateway.surfaces.responses.unfolding import Unfolding
 from services.gateway.visit import Visit
@@ -42,7 +44,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         made: list[Unfolding] = []
 
         def events(job: Answer, speech: Speech) -> Unfolding:
-            response = Unfolding(job, speech, asked.repeated(body), turns)
+            response = Unfolding(job, speech, asked.repeated(body), turns, homes(body.tools or ()))
             made.append(response)
             if body.store is not False:
                 kept.put(tenant, response)
@@ -65,7 +67,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
             events=events,
             whole=whole,
             left=left,
-            names=asked.OURS,
+            names=asked.names(body),
         )
 
     def _before(body: asked.Body, tenant: str) -> list[dict[str, object]]:

@@ -19,6 +19,7 @@ from services.gateway.surfaces.openai.wire import (
     Tier,
     Tokens,
 )
+from services.gateway.surfaces.responses import functions
 from services.gateway.surfaces.responses.unfolding import turns_of
 from services.gateway.visit import Visit
 
@@ -53,12 +54,12 @@ class Item(Struct, forbid_unknown_fields=True, kw_only=True):
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
+    namespace: str | None = None
     output: str | list[Part] | None = None
     summary: list[Part] | None = None
     # What the SDK's own items carry when they are sent back, always empty here.
     encrypted_content: None = None
     caller: None = None
-    namespace: None = None
 
 
 NEEDS = {
@@ -67,14 +68,6 @@ NEEDS = {
     "function_call_output": ("call_id", "output"),
     "reasoning": (),
 }
-
-
-class Tool(Struct, forbid_unknown_fields=True, kw_only=True):
-    type: Literal["function"]
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
 class Named(Struct, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="function"):
@@ -117,7 +110,7 @@ class Body(Struct, forbid_unknown_fields=True, kw_only=True):
     max_output_tokens: Tokens | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Share | None = None
-    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[functions.Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | Named | Allowed | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
@@ -148,6 +141,7 @@ class Body(Struct, forbid_unknown_fields=True, kw_only=True):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     prompt_cache_options: Caching | None = None
     service_tier: Tier | None = None
+    client_metadata: dict[str, str] | None = None  # Codex's word of itself
 
 
 def turns(body: Body) -> list[dict[str, Any]]:
@@ -177,7 +171,7 @@ def _heard(item: Item) -> dict[str, Any]:
 
 def _spoken(item: Item) -> dict[str, Any]:
     if item.type == "function_call":
-        return {"type": item.type, "call_id": item.call_id, "name": item.name, "arguments": item.arguments}
+        return {name: getattr(item, name) for name in ("type", "call_id", "namespace", "name", "arguments")}
     return {"type": item.type, "content": [{"text": _text(item.content)}]}
 
 
@@ -197,15 +191,15 @@ def ask(body: Body, before: Iterable[dict[str, Any]], visit: Visit) -> Ask:
         **{name: getattr(body, name) for name in SAME},
     }
     if body.tools:
-        fields["tools"] = [{"type": "function", "function": _spec(tool)} for tool in body.tools]
+        fields["tools"] = [{"type": "function", "function": spec} for spec in functions.specs(body.tools)]
     fields["tool_choice"] = _choice(body.tool_choice)
     fields["response_format"] = _format(body.text.format if body.text else None)
-    return chat.ask(fields, OURS, visit)
+    return chat.ask(fields, names(body), visit)
 
 
-def _spec(tool: Tool) -> dict[str, Any]:
-    names = ("name", "description", "parameters", "strict")
-    return {name: getattr(tool, name) for name in names}
+def names(body: Body) -> dict[str, str]:
+    """This request's own words for what is wrong with it."""
+    return OURS | functions.places(body.tools or ())
 
 
 def _choice(choice: str | Named | Allowed | None) -> Any:

@@ -13,13 +13,22 @@ from millrace.messages import digits_of
 from services.gateway.desk import Answer, Piece
 from services.gateway.http.stream import HEADERS, WAITING, named_event
 from services.gateway.speech import Arguments, Call, Content, End, Part, Reason, Reasoning, Speech
+from services.gateway.surfaces.responses.functions import known_as
 
 
 class Unfolding:
     headers = HEADERS
 
-    def __init__(self, job: Answer, speech: Speech, asked: dict[str, Any], turns: list[dict[str, Any]]):
-        """`asked`: what the response object repeats of the request; `turns`: the conversation so far."""
+    def __init__(
+        self,
+        job: Answer,
+        speech: Speech,
+        asked: dict[str, Any],
+        turns: list[dict[str, Any]],
+        homes: dict[str, tuple[str, str]],
+    ):
+        """`asked`: what the response object repeats of the request; `turns`: the conversation so far;
+        `homes`: functions of namespaces."""
         random = digits_of(job.request)
         self.id = f"resp_{random}"
         self.cached_tokens = 0
@@ -29,6 +38,7 @@ class Unfolding:
         self._random = random
         self._asked = asked
         self._turns = turns
+        self._homes = homes
         self._input_size = len(msgspec.json.encode([asked, turns[-1:]]))
         self._created_at = int(time.time())
         self._status = "in_progress"
@@ -169,6 +179,8 @@ class Unfolding:
             case Call(_, id, function):
                 item = {"id": f"fc_{name}", "type": "function_call", "status": "in_progress"}
                 item |= {"call_id": id, "name": function, "arguments": ""}
+                if home := self._homes.get(function):
+                    item["namespace"], item["name"] = home
             case Reasoning():
                 item = {"id": f"rs_{name}", "type": "reasoning", "status": "in_progress", "summary": []}
             case _:
@@ -279,7 +291,8 @@ def turns_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             case "function_call":
                 if last is None:
                     turns.append(last := {"role": "assistant"})
-                function = {"name": item["name"], "arguments": item["arguments"]}
+                name = known_as(item.get("namespace"), item["name"])
+                function = {"name": name, "arguments": item["arguments"]}
                 last.setdefault("tool_calls", []).append({"id": item["call_id"], "function": function})
     for turn in turns:
         if "tool_calls" not in turn:
