@@ -153,7 +153,9 @@ def port(host: str, number: int, problem: str, *, ours: bool) -> Finding:
     if ours:
         return Finding("port", "ok", f"{host} {number}: a Millrace listens there")
     if problem:
-        return Finding("port", "bad", problem, "end who has it, or choose another with --port")
+        elsewhere = "mend that, or choose another with --host"
+        mend = elsewhere if problem.startswith("--host") else "end who has it, or choose another with --port"
+        return Finding("port", "bad", problem, mend)
     return Finding("port", "ok", f"{host} {number} is free")
 
 

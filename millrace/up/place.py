@@ -63,6 +63,8 @@ def listen(host: str, port: int) -> socket.socket:
         socket.socket(family, kind).close()  # there may be no IPv6 at all
     except OSError as error:
         raise CannotStart(f"--host {host}: {error.strerror}") from None
+    if _cut_off(host):
+        raise CannotStart(f"--host {host}: nobody here can reach it; is the loopback interface up?")
     # Processes of a service that was killed a moment ago may still be ending.
     for left in reversed(range(10)):
         sock = socket.socket(family, kind)
@@ -79,6 +81,18 @@ def listen(host: str, port: int) -> socket.socket:
                 raise CannotStart(f"cannot listen on {host} port {port}: {error.strerror}{hint}") from None
         time.sleep(0.05)
     raise AssertionError("unreachable")
+
+
+def _cut_off(host: str) -> bool:
+    """Whether this machine has no way to its own address, as in a network namespace that nobody set up:
+    there it can be listened on all the same."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(reached(host), 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as way:
+            way.connect(address)  # this sends nothing
+    except OSError as error:
+        return error.errno == errno.ENETUNREACH
+    return False
 
 
 def reached(host: str) -> str:

@@ -45,6 +45,7 @@ WRONG = [
     (doctor.disk("models", HERE, 1 << 40, writable=False, needed=False), "warn", str(HERE)),
     (doctor.disk("cache", HERE, 1 << 20, writable=True), "warn", "room"),
     (doctor.port("127.0.0.1", 80, "cannot listen", ours=False), "bad", "--port"),
+    (doctor.port("::1", 80, "--host ::1: nobody", ours=False), "bad", "--host"),
     (doctor.clock(0.0, 1e9, kept=True), "warn", "set it"),
     (doctor.open_files(1024, 4096), "warn", "ulimit"),
     (doctor.threads(22, 1, 2), "warn", "pids.max"),

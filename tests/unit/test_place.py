@@ -30,3 +30,15 @@ def test_where_ipv6_is_off_its_name_for_everywhere_is_told_as_ipv4s(monkeypatch:
 
     assert ["http://127.0.0.1:8000"] * 2 == [off, place.public_url("::", 8000)]
     assert "http://[::2]:8000" == place.public_url("::2", 8000)
+
+
+def test_an_address_without_a_way_to_it_is_not_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the loopback interface is down, where the service would wait for its own parts for ever."""
+
+    class Down(socket.socket):
+        def connect(self, address: Any) -> None:
+            raise OSError(errno.ENETUNREACH, "")
+
+    monkeypatch.setattr(socket, "socket", Down)
+    with pytest.raises(place.CannotStart, match="loopback"):
+        place.listen("127.0.0.1", 0)
