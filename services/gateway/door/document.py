@@ -36,7 +36,7 @@ GETS: dict[str, str] = {
     "/v1/requests/{name}": "A request that is still live",
     "/api/tags": "The models that are served, for Ollama's clients",
     "/api/ps": "The models that are loaded, which are the same",
-    "/api/version": "Millrace's version",
+    "/api/version": "The version of Ollama whose API this is",
     "/livez": "Whether the gateway lives",
     "/readyz": "Whether requests can be answered",
 }

@@ -16,7 +16,6 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
-from millrace import __version__
 from millrace.errors import Code, Failure
 from services.gateway.desk import Model
 from services.gateway.http.body import decode, refused
@@ -30,8 +29,15 @@ from services.gateway.visit import Visit
 RUNNING = b"Ollama is running"
 """What clients look for at `/` before they believe that there is a server."""
 
+VERSION = "0.14.1"
+"""The Ollama whose API this is, with responses as OpenAI has them and messages as Anthropic has them. Clients
+that need a newer one turn away."""
+
 LATEST = ":latest"
 """What clients put behind a name without a tag."""
+
+SUCCESS = msgspec.Raw(b'{"status":"success"}\n')
+"""A line of its own: clients read what is pulled by lines."""
 
 NEVER = "9999-12-31T23:59:59Z"
 
@@ -81,7 +87,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
             "modified_at": rfc3339(model.since),
         }
 
-    async def pull(raw: bytes, scope: Scope) -> dict[str, Any]:
+    async def pull(raw: bytes, scope: Scope) -> msgspec.Raw:
         body = decode(Named, raw)
         name = body.model or body.name
         try:
@@ -92,7 +98,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
                 f"The model '{name[:200]}' is not served here. Whoever runs this server gets it with"
                 " `millrace model pull` and serves it with `millrace up --model`.",
             ) from None
-        return {"status": "success"}
+        return SUCCESS
 
     async def embedded(raw: bytes, scope: Scope) -> dict[str, Any]:
         body = decode(embed.Body, raw)
@@ -123,7 +129,7 @@ def routes(counter: Counter) -> list[HTTPRouteHandler]:
         at("POST", "/api/embeddings", counter.telling(embedded_one)),
         at("GET", "/api/tags", tags),
         at("GET", "/api/ps", running),
-        at("GET", "/api/version", told({"version": __version__})),
+        at("GET", "/api/version", told({"version": VERSION})),
     ]
 
 
