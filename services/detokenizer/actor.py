@@ -13,7 +13,7 @@ from millrace.messages import Here, Message
 from millrace.subjects import DETOKENIZER, ENGINE, GATEWAY, Role
 from millrace.telemetry import Context
 from millrace.wall import wall
-from services.detokenizer.decode import TextDecoder, load_tokenizer
+from services.detokenizer.decode import TextDecoder, learn, load_tokenizer
 from services.detokenizer.scribe import Ask, Effect, Scribe
 
 RECALL_S = 0.4
@@ -34,6 +34,7 @@ class DetokenizerActor(Actor):
         super().__init__(bus, id)
         self._name = name
         tokenizer = load_tokenizer(text)
+        learn(tokenizer)
         self._scribe = Scribe(id, lambda keep: TextDecoder(tokenizer, skip_special=not keep), wall)
 
     async def start(self) -> None:
@@ -67,12 +68,13 @@ class DetokenizerActor(Actor):
     def _do(self, effects: Iterable[tuple[str, Effect]]) -> None:
         with self.bus.together:
             for to, effect in effects:
-                if isinstance(effect, m.Delta | m.Hops):
-                    self.bus.publish(GATEWAY.to(to), effect)
-                elif isinstance(effect, m.Resend):
-                    self.bus.publish(ENGINE.to(to), effect)
-                else:
-                    self.spawn(self._recall(to, effect))
+                match effect:
+                    case m.Delta() | m.Hops():
+                        self.bus.publish(GATEWAY.to(to), effect)
+                    case m.Resend():
+                        self.bus.publish(ENGINE.to(to), effect)
+                    case Ask():
+                        self.spawn(self._recall(to, effect))
 
     async def _recall(self, owner: str, ask: Ask) -> None:
         try:

@@ -28,7 +28,10 @@ from tokenizers import Tokenizer
 
 from millrace.models import inside
 
-Piece = str | bytes | None  # text; bytes of a character yet to be completed; nothing at all
+Piece = str | bytes | None  # text; bytes that are none, or not yet; nothing at all
+
+FIRST = 1 << 15
+"""Ids that are spelled before they are met. A vocabulary begins with what is met most."""
 
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
@@ -102,7 +105,7 @@ class _Steps:
 
 
 class _Spelling(dict[int, Piece]):
-    """What each id writes, filled as ids are met: a large vocabulary is mostly never used."""
+    """What each id writes. The rare ones are spelled when they are met: most are never used."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool):
         super().__init__()
@@ -127,13 +130,22 @@ class _Spelling(dict[int, Piece]):
         token = str(self._tokenizer.id_to_token(token_id))
         return self._spell(token.replace(self.steps.space, "") if self.steps.drops_first_space else token)
 
+    def learn(self) -> None:
+        """To spell an id takes longer than all else that is done for a token."""
+        for token_id in range(min(FIRST, self._tokenizer.get_vocab_size())):
+            self[token_id]
+
     def _spell(self, token: str) -> str | bytes:
         steps = self.steps
         if steps.byte_level:
             try:
-                return bytes([_ALPHABET[char] for char in token])
+                raw = bytes([_ALPHABET[char] for char in token])
             except KeyError:  # an added token, written as itself
-                return token.encode()
+                return token
+            try:
+                return raw.decode()
+            except UnicodeDecodeError:
+                return raw
         for old, new in steps.replacements:
             token = token.replace(old, new)
         if steps.byte_fallback and (byte := BYTE_TOKEN.fullmatch(token)):
@@ -148,17 +160,25 @@ def _spelling(tokenizer: Tokenizer, skip_special: bool) -> _Spelling:
     return _Spelling(tokenizer, skip_special)
 
 
+def learn(tokenizer: Tokenizer) -> None:
+    """Be ready for most of what its answers will consist of."""
+    _spelling(tokenizer, True).learn()
+
+
 class TextDecoder:
     """One answer's text. The tokenizer must not be changed once a decoder was made from it."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
         self._spelled = _spelling(tokenizer, skip_special)
-        self._all = _spelling(tokenizer, skip_special=False)
+        self._all = _spelling(tokenizer, False)
         steps = self._spelled.steps
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if steps.byte_level else None
+        self._byte_level = steps.byte_level
         self._begun = not (steps.drops_first_space or steps.joint)
-        self._run = b""  # byte-fallback tokens in a row: the reference judges such a run as a whole
+        # Bytes that are no text yet. Of a byte-level tokenizer, the beginning of a character; else
+        # byte-fallback tokens in a row: the reference judges such a run as a whole.
+        self._held = b""
         self._strip, self._stripping = steps.strip
+        self._plain = self._unchanged()
 
     def spell(self, token_id: int) -> bytes:
         """What the token writes wherever it stands, control tokens too."""
@@ -168,28 +188,40 @@ class TextDecoder:
     def step(self, token_id: int) -> str:
         """The text that this token completes; "" while a character is still incomplete."""
         piece = self._spelled[token_id]
+        if self._plain and not self._held and isinstance(piece, str):
+            return piece
         if piece is None:
             return ""
-        if self._utf8 is not None:
-            return self._utf8.decode(piece)  # type: ignore[arg-type]  # bytes, from a byte-level tokenizer
+        if self._byte_level:
+            return self._completed(piece if isinstance(piece, bytes) else piece.encode())
         if not self._begun:
             self._begun = True
             piece = self._spelled.first(token_id)
         elif self._spelled.steps.joint:
             piece = f"{self._spelled.steps.joint}{piece!s}"
         if isinstance(piece, bytes):
-            self._run += piece
+            self._held += piece
             return ""
-        return self._stripped(self._run_text() + piece)
+        text = self._stripped(self._run_text() + piece)
+        self._plain = self._unchanged()
+        return text
 
     def finish(self) -> str:
         """What is left at the end: bytes that never became a character, as U+FFFD."""
-        if self._utf8 is not None:
-            return self._utf8.decode(b"", final=True)
-        return self._stripped(self._run_text())
+        return self._completed(b"", final=True) if self._byte_level else self._stripped(self._run_text())
+
+    def _unchanged(self) -> bool:
+        """Whether from now on a token's text stands as it is spelled, where no bytes stand before it."""
+        return self._byte_level or (self._begun and not self._spelled.steps.joint and not self._stripping)
+
+    def _completed(self, piece: bytes, *, final: bool = False) -> str:
+        held = self._held + piece
+        text, used = codecs.utf_8_decode(held, "replace", final)
+        self._held = held[used:]
+        return text
 
     def _run_text(self) -> str:
-        run, self._run = self._run, b""
+        run, self._held = self._held, b""
         try:
             return run.decode()
         except UnicodeDecodeError:  # one bad byte spoils its run, and each of its bytes is told

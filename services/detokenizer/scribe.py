@@ -42,12 +42,15 @@ Effect = m.Delta | m.Resend | m.Hops | Ask
 
 @dataclass(slots=True)
 class Transcript:
-    """One request's text so far."""
+    """One request's text so far. Nearly every token of nearly every answer is one that ends nothing, of a
+    request without stop strings: what that takes is what the service can do."""
 
+    owner: str
     epoch: int
     engine: str
     decoder: Decoder
     matcher: StopMatcher
+    stops: bool  # it has stop strings
     heard_at: float
     began_at: float = 0.0  # its first token came; 0: not yet
     told: bool = False  # the owner knows how long it took
@@ -67,6 +70,11 @@ class Transcript:
             return
         if odds is not None:
             self.odds[len(self.tokens)] = self._spelled(token, odds)
+        text = self._matched(token, finish) if finish or self.stops else self.decoder.step(token)
+        self.tokens.append(token)
+        self.pieces.append(text)
+
+    def _matched(self, token: int, finish: m.Finish) -> str:
         # The engine says 'stop' of a stop token, which is no part of the answer unless it was asked for.
         hidden = finish == "stop" and not self.matcher.include
         text = "" if hidden else self.matcher.feed(self.decoder.step(token))
@@ -74,9 +82,8 @@ class Transcript:
             text += self.matcher.feed(self.decoder.finish())
             if self.matcher.stopped is None:
                 text += self.matcher.flush()
-        self.tokens.append(token)
-        self.pieces.append(text)
         self.finish = "stop" if self.matcher.stopped is not None else finish
+        return text
 
     def _spelled(self, token: int, odds: m.Odds) -> m.SpelledOdds:
         spell = self.decoder.spell
@@ -102,6 +109,8 @@ class Transcript:
 
     def said(self, request: str, start: int) -> m.Said:
         tokens, pieces = self.tokens[start:], self.pieces[start:]
+        if start and not self.finish and not self.odds:
+            return m.Said(request, self.epoch, start, tokens, pieces)
         cached = 0 if start else self.cached
         odds = [self.odds.get(index) for index in range(start, len(self.tokens))] if self.odds else []
         stopped = self.matcher.stopped or ""
@@ -128,9 +137,9 @@ class Scribe:
         said: dict[str, list[m.Said]] = {}
         effects: list[tuple[str, Effect]] = []
         for run in frame.runs:
-            owner = m.owner_of(run.request)
             transcript = self.live.get(run.request)
             if transcript is None or transcript.epoch < run.epoch:
+                owner = m.owner_of(run.request)
                 waiting = self._unknown.setdefault(run.request, [])
                 waiting.append((frame.engine, run))
                 if len(waiting) == 1:
@@ -138,7 +147,7 @@ class Scribe:
             elif self._fenced(transcript, run):
                 # The owner lets it go once more: its word may have been lost.
                 self.counts["refused_stale"] += len(run.tokens)
-                effects.append((owner, Ask(m.Recall(run.request, run.epoch, frame.engine))))
+                effects.append((transcript.owner, Ask(m.Recall(run.request, run.epoch, frame.engine))))
             elif run.index > len(transcript.tokens):
                 if not transcript.finish:
                     self.counts["gaps"] += 1
@@ -155,7 +164,7 @@ class Scribe:
                     continue
                 part = transcript.say(run.request, run.index, now)
                 if part.tokens:
-                    said.setdefault(owner, []).append(part)
+                    said.setdefault(transcript.owner, []).append(part)
         effects += [(owner, m.Delta(frame.engine, self.id, parts)) for owner, parts in said.items()]
         return effects
 
@@ -194,10 +203,12 @@ class Scribe:
         effects: list[tuple[str, Effect]] = []
         if known is None or known.epoch < opened.epoch or len(known.tokens) < len(opened.committed):
             transcript = Transcript(
+                m.owner_of(opened.request),
                 opened.epoch,
                 opened.engine,
                 self._decoder(opened.keep_special),
                 StopMatcher(tuple(opened.stops), opened.include_stop),
+                bool(opened.stops),
                 now,
                 patient=opened.patient,
                 kept=len(opened.committed),

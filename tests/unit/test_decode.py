@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from services.detokenizer.decode import TextDecoder, load_tokenizer
+from services.detokenizer.decode import TextDecoder, learn, load_tokenizer
 
 DEMO = load_tokenizer(Path("models/demo"))
 BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -95,6 +95,17 @@ def test_a_successor_gives_the_same_pieces(name: str, data: st.DataObject) -> No
     actual = pieces(successor, token_ids[cut:])
 
     assert expected == actual
+
+
+@ALL
+def test_what_is_spelled_before_it_is_met_is_the_same(name: str) -> None:
+    """A detokenizer begins with the commonest ids; another one may meet each of them for the first time."""
+    kind = TOKENIZERS[name]
+    learned, met = Tokenizer.from_str(kind.to_str()), Tokenizer.from_str(kind.to_str())
+    learn(learned)
+
+    for token_id in range(kind.get_vocab_size()):
+        assert pieces(TextDecoder(met), [token_id] * 2) == pieces(TextDecoder(learned), [token_id] * 2)
 
 
 @given(st.text(max_size=40))

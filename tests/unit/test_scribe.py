@@ -61,3 +61,18 @@ def test_what_is_asked_for_again_is_not_kept() -> None:
 
     assert [] == kept
     assert [(0, 3)] == [(said.index, len(said.tokens)) for said in again]
+
+
+def test_a_stop_string_ends_the_answer_wherever_it_comes() -> None:
+    """Also where the engine still speaks, and across tokens; the owner is told which it was."""
+    scribe = Scribe("d", lambda keep: Speller())
+    speller = Speller()
+    texts = [speller.step(token) for token in (7, 7, 5, 6)]
+    stop = "".join(texts[2:])
+    scribe.opened(m.Opened(REQUEST, 1, "e", [], [stop]), 10.0)
+    heard = [
+        said for index, token in enumerate((7, 7, 5, 6, 8)) for said in spoken(scribe, 10.0, index, token)
+    ]
+
+    assert [*[("", "")] * 3, ("stop", stop)] == [(said.finish, said.stopped) for said in heard]
+    assert "".join(texts[:2]) == "".join(piece for said in heard for piece in said.pieces)
