@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 from urllib.parse import ParseResult, urlsplit
 
@@ -281,9 +282,11 @@ class Bus:
         size = len(head) + len(payload)
         if not self._client.is_connected or size > self._client.max_payload:
             return False
-        if not PRINTABLE.fullmatch(subject):  # a lease is what a message said it is
+        to = _written(subject)
+        if not to:
             return False
-        to = (f"{subject} {reply}" if reply else subject).encode()
+        if reply:
+            to = b"%b %b" % (to, reply.encode())
         try:
             if head:
                 self._link.say(b"HPUB %b %d %d\r\n%b%b\r\n" % (to, len(head), size, head, payload))
@@ -440,6 +443,12 @@ class Bus:
         self.counts["failed"] += 1
         log.error("a message on %s could not be handled", subject, exc_info=error)
         return messages.Refused("", Code.INTERNAL, "the request could not be handled")
+
+
+@lru_cache(maxsize=1024)  # most are said again and again
+def _written(subject: str) -> bytes:
+    """Nothing, if it is none: a lease is what a message said it is."""
+    return subject.encode() if PRINTABLE.fullmatch(subject) else b""
 
 
 def _head(headers: Mapping[str, str]) -> bytes:

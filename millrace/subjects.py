@@ -4,6 +4,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -32,16 +33,19 @@ class Subject:
     why: str
 
     def to(self, *tokens: str) -> str:
-        if "{}" not in self.pattern:
-            return self.pattern
-        for token in tokens:
-            if not SAFE.fullmatch(token):
-                raise ValueError(f"not a subject token: {token!r}")
-        return self.pattern.format(*tokens)
+        return _filled(self.pattern, tokens) if "{}" in self.pattern else self.pattern
 
     @property
     def wildcard(self) -> str:
         return self.pattern.replace("{}", "*")
+
+
+@lru_cache(maxsize=1024)  # what goes to one process goes there at every step
+def _filled(pattern: str, tokens: tuple[str, ...]) -> str:
+    for token in tokens:
+        if not SAFE.fullmatch(token):
+            raise ValueError(f"not a subject token: {token!r}")
+    return pattern.format(*tokens)
 
 
 SAFE = re.compile(r"[a-z0-9_]{1,64}")
