@@ -22,6 +22,7 @@ from millrace.actor import Actor
 from millrace.bus import Bus, Inbox
 from millrace.messages import Here
 from millrace.met import Met
+from millrace.pace import in_step
 from millrace.resources import resources
 from millrace.subjects import PRESENCE, SAFE, Role
 from millrace.telemetry import Context
@@ -122,7 +123,7 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
     async def tell_on() -> None:
         while True:
             tell()
-            await asyncio.sleep(HERE_S)
+            await asyncio.sleep(in_step(HERE_S, time.monotonic()))
 
     async def again() -> None:
         tell()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace import messages, settings
+from millrace.pace import in_step
 from millrace.settings import MOST
 from millrace.subjects import PRESENCE, Role
 from millrace.telemetry import Context
@@ -273,7 +274,7 @@ class Supervisor:
         self._hears_again()
         self._now(seat, "ready")
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(in_step(TICK_S, time.monotonic()))
             if time.monotonic() - seat.heard < QUIET_S:
                 continue
             if await self._broker.answers():
@@ -364,7 +365,7 @@ class Supervisor:
                     self._stuck = False
                     self._spawn(self._unstick(seat))
             self._show()
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(in_step(TICK_S, time.monotonic()))
 
     def _pass_on(self, seat: Seat) -> None:
         """What a process warns of, its user sees."""

@@ -176,10 +176,13 @@ class EngineActor(Actor):
     # -- what goes out
 
     def _stepped(self, outputs: list[Output]) -> None:
+        now = time.monotonic()
         try:
-            self._do(self._roster.stepped(outputs, time.monotonic()))
+            self._do(self._roster.stepped(outputs, now))
         except Exception as error:
             self.fail(error)
+        self._ticking.awake(now)
+        self._watching.awake(now)
         if any(output.finish for output in outputs):
             self._pull.wake()
 
@@ -203,7 +206,8 @@ class EngineActor(Actor):
                 sample = Sample(self._machine.memory(), self._machine.throttled(), resident())
                 if self._pressure.sample(sample):
                     self._told_of(sample)
-            await self._watching.pause(busy=bool(self._roster.holds or self._pressure.level))
+            busy = bool(self._roster.holds or self._pressure.level)
+            await self._watching.pause(time.monotonic(), busy=busy)
 
     def _told_of(self, sample: Sample) -> None:
         said = {
@@ -218,8 +222,9 @@ class EngineActor(Actor):
 
     async def _tick(self) -> None:
         while True:
-            self._do(self._roster.tick(time.monotonic()))
-            await self._ticking.pause(busy=bool(self._roster.holds))
+            now = time.monotonic()
+            self._do(self._roster.tick(now))
+            await self._ticking.pause(now, busy=bool(self._roster.holds))
 
     def _do(self, effects: Iterable[Effect]) -> None:
         with self.bus.together:

@@ -334,6 +334,7 @@ class GatewayActor(Actor):
         match message:
             case m.Delta():
                 self._do(self._ledger.delta(message, now))
+                self._pace.awake(now)
             case m.Claim():
                 reply, effects = self._ledger.claim(message, now)
                 self._do(effects)
@@ -389,7 +390,7 @@ class GatewayActor(Actor):
             self._do(self._ledger.tick(now) if self.bus.up else self._ledger.expire(now))
             self._sight.tick(now)
             self._neighbours.tick(now)
-            await self._pace.pause(busy=bool(self._ledger.entries))
+            await self._pace.pause(now, busy=bool(self._ledger.entries))
 
     async def _each_second(self) -> None:
         while True:
