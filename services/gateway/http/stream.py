@@ -1,7 +1,6 @@
 """Server-sent events, of whatever surface: how they are written, and how they go out as they come."""
 
 import asyncio
-import functools
 import time
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -98,7 +97,7 @@ class EventStream:
     async def run(self, answer: Answer, events: Telling) -> None:
         self._telling = events
         waiting = asyncio.ensure_future(self._keep_alive())
-        answer.eager = functools.partial(self._eager, events)
+        answer.eager = self._eager
         try:
             while True:
                 pieces = await answer.pieces()
@@ -115,12 +114,12 @@ class EventStream:
         # In one write with the end of the body: the SDK waits for no more than 100 ms after [DONE].
         await self._write(body, more=False)
 
-    def _eager(self, events: Telling, pieces: list[Piece]) -> bool:
+    def _eager(self, pieces: list[Piece]) -> bool:
         """Pieces from the middle of an answer go straight to a client that keeps up."""
         direct = self._direct
         if direct is None or not self.started or self._sending or pieces[-1].finish or not direct.clear:
             return False
-        if body := events.of(pieces):
+        if body := self._telling.of(pieces):
             direct.push(body)
             self._sent_at = time.monotonic()
         return True
