@@ -27,7 +27,8 @@ class Pace:
     async def pause(self, now: float, *, busy: bool) -> None:
         self._over, self._busy = asyncio.Event(), busy
         self._early = now + self._busy_s / 2
-        late = asyncio.get_running_loop().call_later(self._busy_s if busy else self._idle_s, self._over.set)
+        pause_s = self._busy_s if busy else in_step(self._idle_s, now)
+        late = asyncio.get_running_loop().call_later(pause_s, self._over.set)
         try:
             await self._over.wait()
         finally:
