@@ -57,6 +57,27 @@ def test_a_holder_that_lost_the_job_is_told() -> None:
     assert Send(ENGINE, "e1", m.Release([m.Ref(REQUEST, 1)])) in effects
 
 
+def test_a_holder_that_may_take_it_again_is_told_so() -> None:
+    """As long as no other has it, what it says too late is no end of the job: an engine that takes nothing
+    new takes this back, if it still knows of it."""
+    ledger, _ = owned()
+    claim(ledger)
+    ledger.unanswered("e1", gone=True, now=2.0)
+    old = m.Ref(REQUEST, 1)
+    late = [
+        *ledger.delta(said(1, 0, 5), 2.1),
+        *ledger.recall(m.Recall(REQUEST, 1, "e1"))[1],
+    ]
+
+    assert [Send(ENGINE, "e1", m.Release([old], again=True))] * 2 == late
+    assert m.Release([]) == ledger.holding(m.Holding("e1", [old]))
+
+    claim(ledger, "e2", "L2", now=2.2)
+
+    assert [Send(ENGINE, "e1", m.Release([old]))] == ledger.recall(m.Recall(REQUEST, 1, "e1"))[1]
+    assert m.Release([old]) == ledger.holding(m.Holding("e1", [old]))
+
+
 def test_an_engine_may_let_go_of_what_is_over() -> None:
     """It tells what it holds: an older epoch and what is not known are nobody's any more."""
     ledger, _ = owned()

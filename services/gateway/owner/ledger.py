@@ -105,6 +105,11 @@ class Ledger:
         entry.on_end = entry.on_news = nobody
         return self._release(entry.ref, entry.engine, entry.detokenizer)
 
+    def _over(self, ref: m.Ref) -> bool:
+        """For whoever had it then: it has ended, or another has it. What waits to be taken again is not."""
+        entry = self.entries.get(ref.request)
+        return entry is None or (ref.epoch < entry.epoch and bool(entry.engine))
+
     @staticmethod
     def _release(ref: m.Ref, engine: str, detokenizer: str, *, again: bool = False) -> list[Effect]:
         effects: list[Effect] = []
@@ -226,10 +231,7 @@ class Ledger:
 
     def holding(self, holding: m.Holding) -> m.Release:
         """What an engine has, and need not have any more."""
-        entries = self.entries
-        return m.Release(
-            [r for r in holding.refs if r.request not in entries or r.epoch < entries[r.request].epoch]
-        )
+        return m.Release([ref for ref in holding.refs if self._over(ref)])
 
     def orphan(self, lease: str) -> list[Effect]:
         """A job of a gateway that is gone (the actor has made sure): nobody waits for it."""
@@ -247,7 +249,9 @@ class Ledger:
                 self.counts["refused_stale"] += len(said.tokens)
                 if entry is None or said.epoch < entry.epoch:
                     ref = m.Ref(said.request, said.epoch)
-                    effects += self._release(ref, delta.engine, "" if entry else delta.detokenizer)
+                    effects += self._release(
+                        ref, delta.engine, "" if entry else delta.detokenizer, again=not self._over(ref)
+                    )
                 continue
             known = self._known(entry, said)
             if known < 0:
@@ -303,7 +307,7 @@ class Ledger:
         entry = self.entries.get(recall.request)
         if entry is None or entry.epoch != recall.epoch:
             ref = m.Ref(recall.request, recall.epoch)
-            return m.Gone(recall.request), self._release(ref, recall.engine, "")
+            return m.Gone(recall.request), self._release(ref, recall.engine, "", again=not self._over(ref))
         return entry.opened, []
 
     def _resend(self, entry: Entry, now: float) -> list[Effect]:
