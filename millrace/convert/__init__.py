@@ -6,7 +6,7 @@
     calibrate       what each layer is computed with, by what it does with the text
     quality         how far the result is from the original
     packed          weights that came in 4 bits
-    rounding        bfloat16, where nothing computes in it
+    computable      a GPU's graph, where there is none
     network         the graph, over
     linear, graph   linear layers in each arithmetic; writing ONNX
     card            what the engine has to know

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 
-from millrace.convert import card, packed, quality, read_architecture, rounding, text
+from millrace.convert import card, computable, packed, quality, read_architecture, text
 from millrace.convert.card import Card
 from millrace.convert.forward import Exact, Floats, portions
 from millrace.convert.quality import Quality
@@ -60,7 +59,7 @@ def found(folder: Path, made: Card, tokens: list[int]) -> Iterator[Floats]:
     for rows in portions(made.vocab, len(tokens)):
         some = np.array(tokens[rows], np.int64)
         end = rows.start + len(some)
-        said, *present = rounding.run(
+        said, *present = computable.run(
             graph,
             ["states" if made.pooling else "logits", *(f"{name}.out" for name in names)],
             {
@@ -77,7 +76,4 @@ def found(folder: Path, made: Card, tokens: list[int]) -> Iterator[Floats]:
 
 def opened(folder: Path, made: Card) -> ort.InferenceSession:
     path = folder / made.graphs["chunk"]
-    if made.cache != "bf16":
-        return session(str(path))
-    graph = onnx.load(path, load_external_data=False)
-    return session(rounding.rounded(graph).SerializeToString(), folder=folder)
+    return computable.opened(path) if made.device == "cuda" else session(str(path))

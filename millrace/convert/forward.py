@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from millrace.convert import rounding
+from millrace.convert import computable
 from millrace.convert.architecture import Architecture
 from millrace.convert.graph import Graph, Store
+from millrace.convert.linear import widened
 from millrace.convert.network import Linear, Network, Plan, Side, head_name
 from millrace.convert.runtime import ort, session
 from millrace.convert.safetensors import Weights
@@ -128,7 +129,7 @@ def portions(vocab: int, tokens: int) -> list[slice]:
 
 def opened(g: Graph, store: Store) -> ort.InferenceSession:
     store.flush()
-    return session(rounding.rounded(g.model()).SerializeToString(), folder=store.path.parent)
+    return session(computable.computable(g.model()).SerializeToString(), folder=store.path.parent)
 
 
 def _layer(
@@ -140,7 +141,7 @@ def _layer(
     side = Side(g.input("before", np.int32, [1]), g.input("longest", np.int32, []), 1, -1, "")
     before = [g.input(name, np.float32, shape) for name in (("x", "delta") if i else ("x",))]
     after = net.layer(i, before[0], before[1] if i else "", {"chunk": side})
-    results = [*after, *(linear.input for linear in net.linears)]
+    results = [*after, *(widened(g, linear.input) for linear in net.linears)]
     for name, width in zip(results, [a.hidden, a.hidden, *(linear.k for linear in net.linears)], strict=True):
         g.output(name, np.float32, [1, "tokens", width])
     layer = opened(g, store)
@@ -148,7 +149,7 @@ def _layer(
     for state in states:
         count = len(state[0])
         empty = np.zeros((1, a.kv_heads, count, a.head_dim), plan.cache)
-        x, delta, *inputs, keys, values = rounding.run(
+        x, delta, *inputs, keys, values = computable.run(
             layer,
             [*results, f"chunk.k.{i}.out", f"chunk.v.{i}.out"],
             {

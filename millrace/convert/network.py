@@ -258,23 +258,20 @@ class Network:
         if smooth is not None:  # the heads that share a value share its factors
             smooth = smooth.reshape(a.kv_heads, -1, a.head_dim)[:, 0].reshape(-1)
         qkv = self._several(f"{at}.self_attn", "qkv_proj", parts, x, a.hidden, bias=a.qkv_bias, last=smooth)
+        if self._plan.half:
+            return linear.halved(g, qkv, self._plan.half)  # heads are normed by attention itself
         if not a.head_norms:
             return qkv
         # q and k are normed by one operator: its gain has a row for each of their heads.
         count, d = a.heads + a.kv_heads, a.head_dim
 
         def gains() -> Floats:
-            q, k = (self._get(f"{at}.self_attn.{n}_norm.weight", d) for n in "qk")
-            return np.concatenate([np.tile(q, (a.heads, 1)), np.tile(k, (a.kv_heads, 1))])[None] + np.float32(
-                a.norm_offset
-            )
+            q, k = self._head_gain(at, "q"), self._head_gain(at, "k")
+            return np.concatenate([np.tile(q, (a.heads, 1)), np.tile(k, (a.kv_heads, 1))])[None]
 
-        # In 16 bits where attention is: the norm itself sums in 32, and what it reads was of 16.
-        half = self._plan.half
-        qkv = linear.halved(g, qkv, half) if half else qkv
         by_head = g.node("Reshape", qkv, g.constant([-1, count + a.kv_heads, d], np.int64))
-        qk, v = self._parted(by_head, count, a.kv_heads)
-        gain = g.weight(f"{at}.self_attn.qk_norm", lambda: gains().astype(half or np.float32))
+        qk, v = g.nodes("Split", by_head, g.constant([count, a.kv_heads], np.int64), outputs=2, axis=1)
+        gain = g.weight(f"{at}.self_attn.qk_norm", gains)
         qk = g.node("SimplifiedLayerNormalization", qk, gain, epsilon=a.eps, axis=-1)
         shape = [-1, a.qkv_dim]
         if len(sides) == 1:
@@ -282,15 +279,9 @@ class Network:
             shape = [side.slots, side.tokens, a.qkv_dim]
         return g.node("Reshape", g.node("Concat", qk, v, axis=1), g.constant(shape, np.int64))
 
-    def _parted(self, x: str, first: int, second: int) -> tuple[str, str]:
-        """Of axis 1. A GPU's Split into unequal parts has their addresses copied from this machine's memory,
-        where a recorded step may find another's; and of Slices, ONNX Runtime makes such a Split."""
-        g = self.g
-        if self._plan.half:
-            which = [g.constant(range(*ends), np.int64) for ends in ((first,), (first, first + second))]
-            return g.node("Gather", x, which[0], axis=1), g.node("Gather", x, which[1], axis=1)
-        one, other = g.nodes("Split", x, g.constant([first, second], np.int64), outputs=2, axis=1)
-        return one, other
+    def _head_gain(self, at: str, part: str) -> Floats:
+        stored = self._get(f"{at}.self_attn.{part}_norm.weight", self.a.head_dim)
+        return stored + np.float32(self.a.norm_offset)
 
     def _attention(self, i: int, qkv: str, sides: dict[str, Side]) -> str:
         g = self.g
@@ -313,18 +304,15 @@ class Network:
         shape: list[int | str] = [f"{name}.slots", a.kv_heads, "max_len", a.head_dim]
         past = [g.input(f"{name}.{kv}.{i}", kind, shape) for kv in "kv"]
         present = tuple(f"{name}.{kv}.{i}.out" for kv in "kv")
-        inputs = [
-            linear.halved(g, qkv, half) if half and not a.head_norms else qkv,
-            "",
-            "",
-            *past,
-            side.before,
-            side.longest,
-        ]
+        inputs = [qkv, "", "", *past, side.before, side.longest]
         inputs += [*(self._rope(layer.rope) if layer.rope else ("", "")), "", "", ""]
+        norms: dict[str, float] = {}
         if scales:
             inputs += [g.weight(f"k_scale.{i}", lambda: scales.keys)]
             inputs += [g.weight(f"v_scale.{i}", lambda: scales.values)]
+        if half and a.head_norms:
+            inputs += ["", "", *(self._half_gain(f"model.layers.{i}", part, half) for part in "qk")]
+            norms["qk_norm_epsilon"] = a.eps
         out, *_ = g.nodes(
             "GroupQueryAttention",
             *inputs,
@@ -338,10 +326,14 @@ class Network:
             do_rotary=int(layer.rope is not None),
             local_window_size=_window(layer),
             **(scales.attributes if scales else {}),
+            **norms,
         )
         for each in present:
             g.output(each, kind, shape)
         return linear.widened(g, out) if half else out
+
+    def _half_gain(self, at: str, part: str, half: type[np.generic]) -> str:
+        return self.g.weight(f"{at}.self_attn.{part}_norm", lambda: self._head_gain(at, part).astype(half))
 
     def _rope(self, rope: Rope) -> tuple[str, str]:
         g, kinds = self.g, sorted({repr(layer.rope) for layer in self.a.layers})
@@ -358,9 +350,16 @@ class Network:
         parts = [("gate", a.inner), ("up", a.inner)]
         smooth = self._plan.smooth.get(f"{at}.mlp.down_proj")
         both = self._several(f"{at}.mlp", "gate_up_proj", parts, x, a.hidden, bias=a.mlp_bias, last=smooth)
+        half = self._plan.half
+        if half and not a.gelu:  # what comes and goes in 16 bits need not be written in 32 between
+            both = linear.halved(g, both, half)
         gate, up = g.nodes("Split", both, outputs=2, axis=-1, num_outputs=2)
-        # QuickGelu with alpha 1 is SiLU.
-        act = g.node("Gelu", gate, approximate="tanh") if a.gelu else g.contrib("QuickGelu", gate, alpha=1.0)
+        if a.gelu:
+            act = g.node("Gelu", gate, approximate="tanh")
+        elif half:
+            act = g.contrib("ScaledSiLU", gate)  # reckons in 32 bits; QuickGelu would not
+        else:
+            act = g.contrib("QuickGelu", gate, alpha=1.0)  # which is SiLU
         return self.linear(f"{at}.mlp.down_proj", g.node("Mul", act, up), a.inner, a.hidden, bias=a.mlp_bias)
 
     # -- linear layers

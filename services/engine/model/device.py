@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from millrace.convert.computable import opened
 from millrace.convert.graph import BFLOAT16, KINDS
 from millrace.convert.runtime import NoCuda, ort, ready, session
 from services.engine.model.registered import Rooms, register
@@ -113,7 +114,8 @@ class Processor:
 
 
 class Gpu:
-    """CUDA's device of this number. `name`: ONNX Runtime's for where memory lies; a test may say cpu.
+    """CUDA's device of this number. `name`: ONNX Runtime's for where memory lies; a test may say cpu, and has
+    the graphs then as a processor can compute them.
     `captures`: whether steady steps are recorded as CUDA graphs; off where ONNX Runtime says it cannot.
     Weights in 16 bits are there once, for all sessions."""
 
@@ -137,7 +139,7 @@ class Gpu:
             except Exception as error:  # ONNX Runtime has its own kinds
                 raise NoCuda(f"no weights on {self._name}:{self.number}: {error}") from None
         if self._name != "cuda":
-            return session(model, options)
+            return opened(Path(model), options) if isinstance(model, str) else session(model, options)
         if steady and self.captures:
             try:
                 return session(model, options, gpu=self.number, captures=True)
