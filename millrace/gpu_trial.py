@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from millrace.convert.graph import Graph, Inline
-from millrace.convert.runtime import NoCuda, session
+from millrace.convert.runtime import NoCuda, said, session
 
 
 def main(at: int) -> int:
@@ -17,6 +17,9 @@ def main(at: int) -> int:
         (found,) = made.run(["y"], {"x": np.ones(1, np.float32)})
     except NoCuda as error:
         sys.stdout.write(f"{error}\n")
+        return 1
+    except Exception as error:  # ONNX Runtime has its own kinds
+        sys.stdout.write(f"cuda:{at} does not compute: {said(error)}\n")
         return 1
     if found.tolist() != [2.0]:
         sys.stdout.write(f"1 + 1 is {found[0]:g} there\n")

@@ -91,7 +91,7 @@ def gpus(device: str, has: cuda.Found, tried: Callable[[int], str]) -> Finding |
     if missing := cuda.refusal(device, has):
         return Finding("cuda", state, missing, "name one that is there")
     if failed := tried(wanted or 0):
-        return Finding("cuda", state, failed, cuda.INSTALL)
+        return Finding("cuda", state, failed, f"if `nvidia-smi` has nothing against it: {cuda.INSTALL}")
     return Finding("cuda", "ok", f"{', '.join(each.name for each in has.devices)}; driver {has.driver}")
 
 

@@ -1,7 +1,10 @@
 """ONNX Runtime, as everything here opens it: without telemetry, and where it was told to."""
 
+import contextlib
 import errno
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is loaded; a private service is silent
@@ -17,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as kinds  # type: ignore
 
 from millrace.cuda import INSTALL, PROVIDER
 
-__all__ = ["NoCuda", "Unreadable", "ort", "ready", "session"]
+__all__ = ["NoCuda", "Unreadable", "ort", "ready", "said", "session"]
 
 SPOILT = (kinds.Fail, kinds.InvalidArgument, kinds.InvalidGraph, kinds.InvalidProtobuf, kinds.NoSuchFile)
 """What ONNX Runtime says of a file that is not there or is cut off. Want of memory is not one of
@@ -25,6 +28,10 @@ them: that may pass."""
 
 DENIED = f"SystemError : {errno.EACCES}"
 """What it says of weights that it may not read, as an error of any kind: it takes the number for one."""
+
+
+POINT = re.compile(r"CUDA (?:failure|error) [^;\n]*[^;\s]|Failed to allocate memory.*")
+"""In what it says of a device; around it stand its own files, functions and lines."""
 
 
 class Unreadable(ValueError):
@@ -70,9 +77,24 @@ def ready() -> None:
         raise NoCuda(f"onnxruntime {ort.__version__} has no {PROVIDER}: {INSTALL}")
     ort.preload_dlls()  # of the packages beside it, where they are; else the system's are found
     if set_strategy := getattr(kinds, "set_arena_extend_strategy", None):
-        ort.set_default_logger_severity(3)
-        set_strategy(kinds.ArenaExtendStrategy.kSameAsRequested)
+        with _errors_alone():
+            set_strategy(kinds.ArenaExtendStrategy.kSameAsRequested)
+
+
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+    """On standard error, from where nobody is told whose they are."""
+    ort.set_default_logger_severity(3)
+    try:
+        yield
+    finally:
         ort.set_default_logger_severity(2)
+
+
+def said(error: Exception) -> str:
+    """What ONNX Runtime has to say of a device, as far as it is for others."""
+    found = POINT.search(str(error))
+    return found.group() if found else str(error)
 
 
 def _on_gpu(
@@ -86,10 +108,13 @@ def _on_gpu(
         "arena_extend_strategy": "kSameAsRequested",
         "enable_cuda_graph": "1" if captures else "0",
     }
+    providers = [(PROVIDER, on), "CPUExecutionProvider"]
     try:
-        made = ort.InferenceSession(model, options, providers=[(PROVIDER, on), "CPUExecutionProvider"])
+        # It warns at each that CUDA is no plugin. What fails is not tried again without CUDA.
+        with _errors_alone():
+            made = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime has its own kinds
-        raise NoCuda(f"no session on cuda:{gpu}: {error}") from None
+        raise NoCuda(f"no session on cuda:{gpu}: {said(error)}") from None
     if PROVIDER not in made.get_providers():
         raise NoCuda(
             f"ONNX Runtime cannot use CUDA on cuda:{gpu}, the lines before this one say why. It needs a "

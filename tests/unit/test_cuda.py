@@ -5,13 +5,15 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from millrace import cli, cuda, settings
-from millrace.convert.runtime import NoCuda, ort, session
+from millrace.convert.runtime import NoCuda, ort, said, session
 from millrace.subjects import Role
 from millrace.up.launch import Launch
 from millrace.up.seat import Seat
+from services.engine.model.device import Gpu
 
 HAS = {"onnxruntime-gpu": "1.31.1"}
 TWO = [cuda.Device("A", 80 << 30, 79 << 30), cuda.Device("B")]
@@ -123,6 +125,35 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     assert "cuda:1 (B)" in cuda.refusal("cuda:2", has(TWO))
     assert "" == cuda.refusal("cpu", has([], ""))
     assert "NVIDIA driver" in cuda.refusal("cuda", has([], ""))
+
+
+@pytest.mark.parametrize(
+    ("whole", "point"),
+    [
+        (
+            "CUDA failure 719: unspecified launch failure ; GPU=0 ; hostname=a ; file=/b.cc ; expr=c();",
+            "CUDA failure 719: unspecified launch failure",
+        ),
+        (
+            "/c/d.cc:360 void* e(size_t, f*) Failed to allocate memory for requested buffer of size 9\n",
+            "Failed to allocate memory for requested buffer of size 9",
+        ),
+        (
+            "Non-zero status code returned. Status Message: CUDA error cudaErrorLaunchFailure:unspecified\n",
+            "CUDA error cudaErrorLaunchFailure:unspecified",
+        ),
+        ("something else", "something else"),
+    ],
+)
+def test_what_a_device_fails_of_is_said_without_where(whole: str, point: str) -> None:
+    """ONNX Runtime says in which of its files and functions as well."""
+    assert point == said(RuntimeError(whole))
+
+
+def test_memory_that_is_not_to_be_had_is_said_to_be() -> None:
+    """How much, and where; an engine ends of it with this, and not with a trace."""
+    with pytest.raises(NoCuda, match=r"^cpu:0 has no .* left: "):
+        Gpu(0, "cpu").value(np.int64, 1 << 59)
 
 
 @pytest.mark.skipif(not cuda.found().problems, reason="this machine has a GPU")

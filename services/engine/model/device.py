@@ -8,6 +8,7 @@ it and are sent to in place, but for what operators read on the host: those inpu
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy.typing as npt
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
+from millrace.columns import size
 from millrace.convert.computable import opened
 from millrace.convert.graph import BFLOAT16, KINDS
-from millrace.convert.runtime import NoCuda, ort, ready, session
+from millrace.convert.runtime import NoCuda, ort, ready, said, session
 from services.engine.model.registered import Rooms, register
 from services.engine.steps.scheduler import Swap
 
@@ -136,8 +138,10 @@ class Gpu:
         if isinstance(model, str):
             try:
                 self._share(Path(model), options)
+            except NoCuda:
+                raise
             except Exception as error:  # ONNX Runtime has its own kinds
-                raise NoCuda(f"no weights on {self._name}:{self.number}: {error}") from None
+                raise NoCuda(f"no weights on {self._name}:{self.number}: {said(error)}") from None
         if self._name != "cuda":
             return opened(Path(model), options) if isinstance(model, str) else session(model, options)
         if steady and self.captures:
@@ -170,9 +174,12 @@ class Gpu:
         return Far(np.zeros(shape, kind), self.value(kind, *shape), self.number, self._name)
 
     def value(self, kind: Any, *shape: int) -> Any:
-        return ort.OrtValue.ortvalue_from_shape_and_type(
-            shape, KINDS[np.dtype(kind)], self._name, self.number
-        )
+        kind = np.dtype(kind)
+        try:
+            return ort.OrtValue.ortvalue_from_shape_and_type(shape, KINDS[kind], self._name, self.number)
+        except Exception as error:  # ONNX Runtime has its own kinds
+            much = size(math.prod(shape) * kind.itemsize)
+            raise NoCuda(f"{self._name}:{self.number} has no {much} left: {said(error)}") from None
 
     def rooms(self, count: int, like: Array) -> Rooms:
         return Rooms(count, like, partial(register, self.number) if self._name == "cuda" else None)

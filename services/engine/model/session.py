@@ -22,7 +22,7 @@ import numpy.typing as npt
 from millrace.convert import card
 from millrace.convert.fast import FORMS, SCALES
 from millrace.convert.network import Form
-from millrace.convert.runtime import ort
+from millrace.convert.runtime import ort, said
 from millrace.machine import Machine
 from services.engine.choice.pool import Pool
 from services.engine.choice.sample import Candidates
@@ -258,10 +258,10 @@ class OrtModel:
 
     def _unrecorded(self, error: Exception) -> None:
         """What a step writes, it writes again; so it is taken once more, and from now on as it comes."""
-        log.warning("steps are not recorded as CUDA graphs any more: %s", error)
         self._device.captures, self._shapes = False, None
         self._bindings.clear()
-        self.sessions[Form.ROWS] = self._opened(Form.ROWS)
+        self.sessions[Form.ROWS] = self._opened(Form.ROWS)  # not on a device that failed for good
+        log.warning("steps are not recorded as CUDA graphs any more: %s", said(error))
 
     def _take_chunk(self, chunk: Chunk, behind: int) -> None:
         end = chunk.start + chunk.count
