@@ -1,12 +1,13 @@
 """What fits into a machine, and what to expect of it: arithmetic alone.
 
-    resident = weights + engines x (BASE + (slots + 1) x (context x token + logits) + prefixes)     at most
+    resident = weights + engines x (BASE + (slots + spare) x (context x token + logits) + prefixes)    at most
                and for a draft its weights, and its one slot (and its own) in each engine
+               and on a GPU the weights once more for each engine but the first
                and in fast mode context x wide in each engine
     seconds  = (read + context x token) / (SHARE x bandwidth) + layers x LAYER_S        a token of one stream
 
 A slot holds a whole context from the first token on, so what was admitted can always end: no running
-sequence waits for memory. (One slot more than asked for is the engine's own.)
+sequence waits for memory. (A spare slot or two are the engine's own.)
 """
 
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ class Needs:
     context: int  # tokens, as the model has it
     layers: int = 0
     wide: int = 0  # bytes of a token of the one prompt that is computed, where it lies beside its slot
+    spare: int = 1  # slots, beside those that are asked for
 
     @property
     def logits(self) -> int:
@@ -59,6 +61,7 @@ class Memory:
 
     total: int
     available: int
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Fit:
 
     @property
     def slots_bytes(self) -> int:
-        return (self.slots + 1) * self.needs.slot(self.context) + self.wide
+        return (self.slots + self.needs.spare) * self.needs.slot(self.context) + self.wide
 
     @property
     def drafts_bytes(self) -> int:
@@ -86,19 +89,20 @@ class Fit:
 
     @property
     def resident(self) -> int:
-        return self.weights + self.engines * (BASE + self.slots_bytes + self.drafts_bytes + self.prefixes)
+        each = BASE + self.slots_bytes + self.drafts_bytes + self.prefixes
+        return self._copies * self.weights + self.engines * each
 
     @property
     def most_slots(self) -> int:
         """With contexts of this length."""
         room = self._room - self.drafts_bytes - self.wide
-        return max(0, room // self.needs.slot(self.context) - 1)
+        return max(0, room // self.needs.slot(self.context) - self.needs.spare)
 
     @property
     def longest(self) -> int:
         """The longest context with so many slots."""
-        token, logits = (self.slots + 1) * self.needs.token, (self.slots + 1) * self.needs.logits
-        token += self.needs.wide
+        slots = self.slots + self.needs.spare
+        token, logits = slots * self.needs.token + self.needs.wide, slots * self.needs.logits
         if self.draft:
             token, logits = token + 2 * self.draft.token, logits + 2 * self.draft.logits
         left = self._room - logits
@@ -115,7 +119,20 @@ class Fit:
 
     @property
     def _room(self) -> int:
-        return max(0, (int(self.memory.total * USABLE) - self.weights) // self.engines - BASE)
+        left = int(self._memory * USABLE) - self._copies * self.weights
+        return max(0, left // self.engines - BASE)
+
+    @property
+    def _copies(self) -> int:
+        """Of the weights: engines map the same file, but what is on a GPU is one engine's alone."""
+        return self.engines if self.memory.gpu else 1
+
+    @property
+    def _memory(self) -> int:
+        """A GPU's is taken at the start, all of it, and what others have of it is not to be had. Engines that
+        share one start together, and the first is no other to the second."""
+        alone = self.memory.gpu and self.engines == 1
+        return self.memory.available or self.memory.total if alone else self.memory.total
 
     def __str__(self) -> str:
         many = f", with {self.engines} engines" if self.engines > 1 else ""
@@ -125,8 +142,9 @@ class Fit:
         return (
             f"{self.slots} slots of {self.context} tokens take up to {size(self.slots_bytes)} "
             f"({size(self.needs.token)} a token), weights {size(self.needs.weights)}, "
-            f"{draft}prefixes up to {size(self.prefixes)}: {size(self.resident)} in all{many}. The machine "
-            f"has {size(self.memory.total)}, of which {size(self.memory.available)} are available"
+            f"{draft}prefixes up to {size(self.prefixes)}: {size(self.resident)} in all{many}. "
+            f"The {'GPU' if self.memory.gpu else 'machine'} has {size(self.memory.total)}, of which "
+            f"{size(self.memory.available)} are available"
         )
 
 

@@ -27,6 +27,10 @@ WIDE = 4
 ON_GPU = {"fp16": 1, "bf16": 1, "int8": 2, "int4": 2}
 """Times its linear layers: two sessions share weights in 16 bits, and of the others each makes its own."""
 
+SPARE = {"cpu": 1, "cuda": 2}
+"""Slots of the engine's own: where a step's row of no consequence lies, and on a GPU where one of two slots
+waits while they change places."""
+
 PROBE_BYTES = 1 << 30
 """More than any processor's cache: of 256 MB a large one kept so much that twice the speed was seen."""
 
@@ -88,14 +92,15 @@ def _needs(model: models.Model, device: "Device") -> Needs:
         linear = max(0, data - 2 * of.vocab * of.hidden)  # one row of the words' table is read, not all
         copies = PACKED_COPIES[of.quant] if of.device == "cpu" else ON_GPU[of.quant] - 1
         held = data + copies * linear
-        return Needs(held, linear, of.token_bytes, of.vocab, of.max_len, of.layers)
+        spare = SPARE[of.device]
+        return Needs(held, linear, of.token_bytes, of.vocab, of.max_len, of.layers, spare=spare)
     a = read_architecture(model.folder)
     quant = usual(model.folder, device)
     linear = int(a.linear * WEIGHT_BYTES[quant])
     token = 2 * len(a.layers) * a.kv_heads * a.head_dim * (2 if device == "cuda" else 1)
     words = 2 * a.vocab * a.hidden
     held = words + (1 + PACKED_COPIES[quant] if device == "cpu" else ON_GPU[quant]) * linear
-    return Needs(held, linear, token, a.vocab, a.max_len, len(a.layers))
+    return Needs(held, linear, token, a.vocab, a.max_len, len(a.layers), spare=SPARE[device])
 
 
 def fits(

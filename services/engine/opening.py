@@ -71,7 +71,7 @@ def fitted(
     try:
         if gpu and not gpu.total:
             raise OSError(f"{gpu.name} does not say what memory it has")
-        memory = capacity.Memory(gpu.total, gpu.free) if gpu else Machine(given.sysroot).memory()
+        memory = capacity.Memory(gpu.total, gpu.free, gpu=True) if gpu else Machine(given.sysroot).memory()
         fit = plan.fits(folder, given, memory, beside, "cuda" if gpu else "cpu")
     except ValueError as error:
         raise settings.SettingError(f"model: {error}") from None

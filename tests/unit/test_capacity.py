@@ -40,12 +40,13 @@ def test_without_a_wish_as_many_slots_as_fit() -> None:
     st.integers(0, 1 << 32),
     st.integers(1, 5),
     st.sampled_from([None, SMALL]),
+    st.booleans(),
 )
 def test_what_is_said_to_fit_does(
-    slots: int, context: int, total: int, prefixes: int, engines: int, draft: Needs | None
+    slots: int, context: int, total: int, prefixes: int, engines: int, draft: Needs | None, gpu: bool
 ) -> None:
     """And one slot or one token more than is offered instead does not."""
-    memory = Memory(total, total)
+    memory = Memory(total, total, gpu)
     try:
         found = fit(
             BIG, memory, slots=slots, context=context, prefixes=prefixes, engines=engines, draft=draft
@@ -62,6 +63,21 @@ def test_what_is_said_to_fit_does(
         fit(BIG, memory, slots=found.most_slots + 1, context=context, engines=engines, draft=draft)
     if found.slots <= found.most_slots:
         assert found.resident <= total * capacity.USABLE and found.prefixes <= prefixes
+
+
+def test_of_a_gpu_counts_what_is_free() -> None:
+    """All is taken at once there, and others may have some of it; but engines that share it start together,
+    each with weights of its own. A processor's memory is taken as it is used, so what is available just now
+    says little."""
+    near, far = (Memory(64 * GB, 8 * GB, gpu=gpu) for gpu in (False, True))
+    fits = [fit(BIG, memory, prefixes=32 * GB, engines=n) for memory in (near, far) for n in (1, 2)]
+
+    assert [16, 1] == [each.slots for each in fits if each.engines == 1]
+    assert (11, 11, GB // 2) == (fits[1].slots, fits[3].slots, fits[1].left - fits[3].left)
+    assert fits[2].resident <= 8 * GB * capacity.USABLE
+    with pytest.raises(CannotFit, match=r"The GPU has .* of which"):
+        fit(BIG, Memory(64 * GB, GB, gpu=True))
+    assert 16 == fit(BIG, Memory(64 * GB, 0, gpu=True)).slots  # not told
 
 
 def test_a_draft_takes_its_part() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from millrace import cuda, models, settings
+from millrace import capacity, cuda, models, plan, settings
 from millrace.convert import card, convert
 from millrace.convert.card import Quant
 from millrace.convert.network import Form
@@ -114,6 +114,8 @@ def test_an_engine_on_a_gpu_keeps_prefixes_there_and_here(
     lies = np.frombuffer(model._slots._rooms._memory, np.uint8)
     assert all(np.shares_memory(lies, model.shelf.take(name)) for name in (b"a", b"b"))
     assert captures == (model._shapes is not None)
+    fitting = plan.fits(models.find(str(folder), ""), given, capacity.Memory(1 << 40, 1 << 40, gpu=True))
+    assert model._slots.bytes <= fitting.slots_bytes + fitting.prefixes
     opening.warm_up(model)
 
 
