@@ -170,5 +170,6 @@ async def _live(role: Role, given: settings.Process, id: str) -> int:
         scraped.close()
     await actor.stop()
     await bus.close()
-    log.info("stopped")
+    if not status:  # else what it died of is the last that it says
+        log.info("stopped")
     return status

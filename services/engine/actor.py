@@ -1,8 +1,10 @@
 """The engine's I/O: jobs are pulled, claims asked, frames sent; the steps run in a thread of their own."""
 
 import asyncio
+import atexit
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +24,7 @@ from millrace.telemetry import Context
 from millrace.wall import wall
 from services.engine.jobs.pressure import Level, Pressure, Sample
 from services.engine.jobs.roster import Ask, Effect, Roster, Tell
+from services.engine.jobs.standstill import Standstill
 from services.engine.jobs.turns import Turns
 from services.engine.loop import Model, Noted, StepLoop
 from services.engine.opening import opened, warm_up
@@ -64,6 +67,7 @@ class EngineActor(Actor):
         self._slots = given.slots
         self._machine = Machine(given.sysroot)
         self._pressure = Pressure(given.slots)
+        self._standstill = Standstill()
         self._ticking = Pace(TICK_S, IDLE_TICK_S)
         self._watching = Pace(WATCH_S, IDLE_WATCH_S)
         self._model = model
@@ -123,7 +127,9 @@ class EngineActor(Actor):
         self._do(self._roster.leave(time.monotonic()))
 
     async def stop(self) -> None:
-        self._steps.stop()
+        if not self._steps.stop():
+            # What a library has to do at the exit would wait for the device as well.
+            atexit.register(os._exit, 1)
         await super().stop()
 
     # -- what comes in
@@ -190,12 +196,16 @@ class EngineActor(Actor):
         self._do(self._roster.noted(noted, self._cache_used))
 
     def _room(self) -> int:
+        if self._standstill.held:
+            return 0
         again = sum(request not in self._roster.holds for request in self._roster.taken)
         return self._pressure.room(self._roster.room, self._roster.load, again)
 
     def _takes(self, request: str) -> bool:
         """Not another in place of what ran here: that one is delivered again, to somebody, after ACK_WAIT."""
         roster = self._roster
+        if self._standstill.held:
+            return False
         known = request in roster.taken or request in roster.holds
         return known or not roster.taken or self._pressure.room(roster.room, roster.load) > 0
 
@@ -206,8 +216,19 @@ class EngineActor(Actor):
                 sample = Sample(self._machine.memory(), self._machine.throttled(), resident())
                 if self._pressure.sample(sample):
                     self._told_of(sample)
+            if self._standstill.look(self._steps.under_way, time.monotonic()):
+                self._told_of_standing()
+            if self._standstill.ended:
+                self.fail(TimeoutError(f"a step has not ended for {self._standstill.seconds:.0f} s"))
             busy = bool(self._roster.holds or self._pressure.level)
             await self._watching.pause(time.monotonic(), busy=busy)
+
+    def _told_of_standing(self) -> None:
+        if self._standstill.held:
+            log.warning("a step has not ended for %.0f s: nothing new is taken", self._standstill.seconds)
+        else:
+            log.info("steps end again")
+            self._pull.wake()
 
     def _told_of(self, sample: Sample) -> None:
         said = {

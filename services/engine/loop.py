@@ -68,6 +68,7 @@ class StepLoop:
         """`deliver`, `failed` and `noted` are called in the loop's thread. `vocabulary`: the folder of the
         model's tokens, for answers that have to keep to a grammar."""
         self.steps = 0
+        self._stepping = False
         self._scheduler = scheduler
         self._model = model
         self._deliver = deliver
@@ -110,10 +111,17 @@ class StepLoop:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    @property
+    def under_way(self) -> int | None:
+        """The number of the step that is."""
+        return self.steps if self._stepping else None
+
+    def stop(self) -> bool:
+        """Whether it has."""
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout=5)
+        return not self._thread.is_alive()
 
     # -- in the thread
 
@@ -124,7 +132,10 @@ class StepLoop:
                 while self._posted:
                     method, args = self._posted.popleft()
                     method(*args)
-                if not self.step():
+                self._stepping = True
+                more = self.step()
+                self._stepping = False
+                if not more:
                     self._wake.wait()
             self._model.copy(self._scheduler.put_away())
         except BaseException as error:
