@@ -22,12 +22,14 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results here too")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and victims that are chosen")
     parser.add_argument("--model", default="sim", help="the model to serve")
+    parser.add_argument("--device", default="cpu", help="where a real model is computed")
     parser.add_argument("--cluster", action="store_true", help="what a cluster of three nats-servers suffers")
     parser.add_argument("--far", action="store_true", help="what engines behind a leaf node, or far, suffer")
     args = parser.parse_args()
     faults = IN_A_CLUSTER if args.cluster else FAR if args.far else FAULTS
     faults = [f for f in faults if not args.only or any(text in f.name for text in args.only)]
-    outcomes = asyncio.run(run(faults, args.trials, args.seed, model=args.model))
+    env = {"MILLRACE_DEVICE": args.device}
+    outcomes = asyncio.run(run(faults, args.trials, args.seed, env, model=args.model))
     records = [table.record(fault, outcomes[fault.name]) for fault in faults]
     print(table.table(records))
     if args.json:

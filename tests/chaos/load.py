@@ -15,6 +15,7 @@ WORDS = TALE.split()
 class Wish:
     body: dict[str, Any]
     reference: Answer | None = None  # recorded on a service that nobody disturbed
+    exact: bool = True  # whether the model promises the same words again
 
     def differs(self, answer: Answer) -> str:
         """Nothing, if the client got what it gets undisturbed, byte for byte."""
@@ -24,6 +25,13 @@ class Wish:
             if expected != actual:
                 return f"{name}: {_where(expected, actual)}"
         return ""
+
+    def whole(self, answer: Answer) -> bool:
+        """Whether it has as many tokens: what is promised where words may be others. But other words may have
+        no stop string among them, or sooner."""
+        assert self.reference
+        told, tokens = answer.finish == self.reference.finish, len(answer.token_ids)
+        return "stop" in self.body or (told and tokens == len(self.reference.token_ids))
 
     @property
     def usual_gap(self) -> float:
@@ -67,7 +75,7 @@ LONGER = 6
 """A real model has no pace that could be set: its answers are made long enough to be disturbed."""
 
 
-async def recorded(url: str, model: str) -> list[Wish]:
+async def recorded(url: str, model: str, *, exact: bool = True) -> list[Wish]:
     """The wishes with their references: as many as BODIES, then the LATE ones."""
     bodies = [{**body, "model": model} for body in (*BODIES, *LATE)]
     if model != "sim":
@@ -82,7 +90,7 @@ async def recorded(url: str, model: str) -> list[Wish]:
         answers[index] = answer
     for answer in answers:
         assert not answer.failure, f"undisturbed, a request failed: {answer.failure}"
-    return [Wish(body, answer) for body, answer in zip(bodies, answers, strict=True)]
+    return [Wish(body, answer, exact) for body, answer in zip(bodies, answers, strict=True)]
 
 
 def _stopped(body: dict[str, Any], text: str) -> dict[str, Any]:
