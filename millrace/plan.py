@@ -24,8 +24,8 @@ PACKED_COPIES = {"int8": 0, "int4": 2, "fp32": 2}
 WIDE = 4
 """Times keys and values in 8 bits: those of the prompt that fast mode computes."""
 
-ON_GPU = {"fp16": 1, "bf16": 1, "int8": 2, "int4": 2}
-"""Times its linear layers: two sessions share weights in 16 bits, and of the others each makes its own."""
+OWN = ("int8", "int4")
+"""On a GPU two sessions share weights in 16 bits, and of those in fewer each makes its own."""
 
 SPARE = {"cpu": 1, "cuda": 2}
 """Slots of the engine's own: where a step's row of no consequence lies, and on a GPU where one of two slots
@@ -73,6 +73,7 @@ def needs(model: models.Model, device: "Device" = "cpu") -> Needs:
 
 def _needs(model: models.Model, device: "Device") -> Needs:
     from millrace.convert import card, read_architecture, usual  # noqa: PLC0415 - ONNX, which takes a second
+    from millrace.convert.linear import WHOLE  # noqa: PLC0415
 
     if model.guest:
         from millrace.guest import form  # noqa: PLC0415
@@ -90,16 +91,19 @@ def _needs(model: models.Model, device: "Device") -> Needs:
         of = card.load(model.folder)
         data = models.inside(model.folder, of.data).stat().st_size
         linear = max(0, data - 2 * of.vocab * of.hidden)  # one row of the words' table is read, not all
-        copies = PACKED_COPIES[of.quant] if of.device == "cpu" else ON_GPU[of.quant] - 1
-        held = data + copies * linear
+        held = data + (PACKED_COPIES[of.quant] * linear if of.device == "cpu" else of.own)
         spare = SPARE[of.device]
         return Needs(held, linear, of.token_bytes, of.vocab, of.max_len, of.layers, spare=spare)
     a = read_architecture(model.folder)
     quant = usual(model.folder, device)
-    linear = int(a.linear * WEIGHT_BYTES[quant])
-    token = 2 * len(a.layers) * a.kv_heads * a.head_dim * (2 if device == "cuda" else 1)
+    token_width, least = (2, WHOLE) if device == "cuda" else (1, 1)
+    wide = sum(k * n for k, n in a.linears if k % least)  # weights that are kept in 16 bits
+    narrow = int((a.linear - wide) * WEIGHT_BYTES[quant])
+    token = 2 * len(a.layers) * a.kv_heads * a.head_dim * token_width
     words = 2 * a.vocab * a.hidden
-    held = words + (1 + PACKED_COPIES[quant] if device == "cpu" else ON_GPU[quant]) * linear
+    copies = PACKED_COPIES[quant] if device == "cpu" else int(quant in OWN)
+    linear = narrow + 2 * wide
+    held = words + linear + copies * narrow
     return Needs(held, linear, token, a.vocab, a.max_len, len(a.layers), spare=SPARE[device])
 
 

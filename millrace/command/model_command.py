@@ -272,7 +272,8 @@ def convert_into(
     assert made.quality
     print(made.quality.table())
     if others := sorted(made.kernels.items()):
-        print("in other arithmetic:", ", ".join(f"{name} {kernel}" for name, kernel in others))
+        why = " (CUDA's kernels want inputs by 64)" if made.device == "cuda" else ""
+        print(f"in other arithmetic{why}:", ", ".join(f"{name} {kernel}" for name, kernel in others))
     if faults := made.quality.faults(made.quant):
         print(f"accepted, though {'; '.join(faults)}")
     print(f"converted in {time.monotonic() - began:.0f} s")

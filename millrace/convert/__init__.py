@@ -29,7 +29,7 @@ from millrace.convert import architecture, calibrate, card, packed, quality, tex
 from millrace.convert.architecture import Architecture
 from millrace.convert.card import Cache, Card, Device, Quant
 from millrace.convert.forward import Exact, Planned
-from millrace.convert.graph import BFLOAT16, Graph, Store
+from millrace.convert.graph import BFLOAT16, Graph, Store, own
 from millrace.convert.linear import OF_GPU
 from millrace.convert.network import CANDIDATES, Form, Network, Plan
 from millrace.convert.packed import Packed
@@ -157,6 +157,7 @@ def _write(
         plan = Plan("fp16" if half else "int8", packed=True, half=half)
     digests = []
     graphs = {}
+    packed_bytes = 0
     with Store(out / DATA) as store:
         found = _plan(a, weights, plan, cache, texts, store, step)
         for form in Form:
@@ -164,7 +165,9 @@ def _write(
             graph = Graph(form.value, store)
             Network(graph, a, weights, plan).build(form)
             graphs[form.value] = f"{form.value}.onnx"
-            content = graph.model().SerializeToString(deterministic=True)
+            model = graph.model()
+            packed_bytes = max(packed_bytes, sum(own(model.graph).values()))
+            content = model.SerializeToString(deterministic=True)
             (out / graphs[form.value]).write_bytes(content)
             digests.append(hashlib.sha256(content).hexdigest())
         digests.append(store.digest)
@@ -192,6 +195,7 @@ def _write(
         smoothed=sorted(plan.smooth),
         quality=found,
         device=device,
+        own=packed_bytes if half else 0,
         pooling=pooling.read(folder),
         source=str(folder.resolve()),
         digest=hashlib.sha256("".join(digests).encode()).hexdigest(),

@@ -140,10 +140,16 @@ class Architecture:
         return self.q_dim + 2 * self.kv_dim
 
     @property
+    def linears(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of all linear layers; the head is among them, where there is one."""
+        layer = [(self.hidden, self.qkv_dim + 2 * self.inner), (self.q_dim, self.hidden)]
+        layer.append((self.inner, self.hidden))
+        return len(self.layers) * layer + ([] if self.vectors else [(self.hidden, self.vocab)])
+
+    @property
     def linear(self) -> int:
-        """Weights of all linear layers; the head's are among them, where there is one."""
-        layer = self.hidden * (self.qkv_dim + self.q_dim) + 3 * self.hidden * self.inner
-        return len(self.layers) * layer + (0 if self.vectors else self.vocab * self.hidden)
+        """Weights of all of them."""
+        return sum(k * n for k, n in self.linears)
 
     @property
     def norm_before_mlp(self) -> str:

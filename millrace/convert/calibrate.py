@@ -13,7 +13,7 @@ import numpy.typing as npt
 from millrace.convert.architecture import Architecture
 from millrace.convert.forward import Seen
 from millrace.convert.graph import Graph, Inline
-from millrace.convert.linear import KERNELS
+from millrace.convert.linear import KERNELS, WHOLE
 from millrace.convert.network import Linear, Plan, Scales
 from millrace.convert.runtime import session
 
@@ -73,7 +73,12 @@ def arithmetic(a: Architecture, plan: Plan, linear: Linear, x: Floats, stream: F
 
     `stream`: what its output becomes a part of, if its error is to be judged by that.
     """
-    if plan.kernel == "fp32" or plan.half or (plan.packed and linear.packed):
+    as_codes = plan.packed and linear.packed
+    if plan.half:
+        if linear.k % WHOLE and (as_codes or plan.kernel in ("half8", "half4")):
+            plan.kernels[linear.name] = "fp16"
+        return
+    if plan.kernel == "fp32" or as_codes:
         return
     rows = slice(None, None, max(1, len(x) // ROWS))
     x, weights = x[rows], linear.weights()

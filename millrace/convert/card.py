@@ -45,6 +45,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     smoothed: list[str] = []  # linear layers whose weights took a part of their inputs' differences
     quality: Quality | None = None  # as it was measured when the model was converted
     device: Device = "cpu"  # what the graphs are written for
+    own: int = 0  # bytes of weights of which each session on a GPU makes what its kernels read
     pooling: Pooling | None = None  # of a model that makes vectors
     source: str = ""  # the folder it was made from, on the machine where it was made
     digest: str  # of weights and graphs: two folders with the same one give the same answers

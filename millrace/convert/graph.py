@@ -1,6 +1,7 @@
 """Writing an ONNX graph: a node is a call that returns the name of its result, a weight goes to its file."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -85,6 +86,14 @@ def external(name: str, array: Array, file: str, at: int) -> TensorProto:
     for key, value in (("location", file), ("offset", str(at)), ("length", str(array.nbytes))):
         tensor.external_data.add(key=key, value=value)
     return tensor
+
+
+def own(graph: onnx.GraphProto) -> dict[str, int]:
+    """Weights of which each session on a GPU makes what its kernels read, in bytes; it shares the others."""
+    names = {name for node in graph.node if node.op_type == "MatMulNBits" for name in node.input}
+    found = (each for each in graph.initializer if each.name in names)
+    widths = ((each, helper.tensor_dtype_to_np_dtype(each.data_type).itemsize) for each in found)
+    return {each.name: math.prod(each.dims) * width for each, width in widths}
 
 
 class Graph:

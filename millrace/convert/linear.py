@@ -10,7 +10,7 @@
     fp16    for a GPU, whose kernels read 16 bits: activations and weights
     bf16    the same in bfloat16
     half8   activations of fp16, weights in 8 bits by blocks
-    half4   the same, weights in 4 bits by blocks
+    half4   the same, weights in 4 bits by blocks; of these two the inputs are a multiple of WHOLE
 
 Those of the processor but fp32 sum integers, so a row's result does not depend on the rows beside it. A GPU's
 do not promise that.
@@ -33,6 +33,9 @@ Kernel = Callable[[Graph, str, str, int, int, Make], str]  # graph, x, name, in,
 
 BLOCK = 32
 FINER = 1 / 254  # what is left is at most half a step, which makes 127 of these
+WHOLE = 64
+"""Inputs of which CUDA's kernels for 8 and 4 bits take a multiple. ONNX Runtime 1.31 gives them other
+multiples of 32 as well: with 96 inputs, for one, it writes behind its memory, and computes NaN or fails."""
 TINY = 1e-30  # weights that are all zero must not divide by zero
 
 

@@ -409,7 +409,7 @@ class Network:
 
         codes = self._codes(stored, k)
         self.linears.append(Linear(name, x, k, n, weights, packed=codes is not None))
-        if codes and plan.packed:
+        if codes and plan.packed and name not in plan.kernels:
             y = linear.packed(self.g, x, name, k, n, codes, half=plan.half is not None)
         else:
             y = KERNELS[plan.kernels.get(name, plan.kernel)](self.g, x, name, k, n, smoothed)

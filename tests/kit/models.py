@@ -80,3 +80,11 @@ FAMILIES: dict[str, Config] = {
         rope_scaling={"rope_type": "linear", "factor": 8.0},
     ),
 }
+
+
+def whole(config: Config) -> Config:
+    """The same with linear layers whose inputs are multiples of 64, as a GPU's in 8 and 4 bits have to be."""
+    heads = 128 // config["head_dim"]
+    alone = config["num_key_value_heads"] == config["num_attention_heads"]
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": heads}
+    return {**config, **sizes, "num_key_value_heads": heads if alone else min(2, heads // 2)}

@@ -25,7 +25,7 @@ from services.engine.steps.sequence import Sequence
 from tests.kit import reference
 from tests.kit.checkpoint import bf16 as bf16_bits
 from tests.kit.checkpoint import random_tensors, write_checkpoint
-from tests.kit.models import FAMILIES
+from tests.kit.models import FAMILIES, whole
 
 Floats = npt.NDArray[np.float32]
 
@@ -260,7 +260,7 @@ def test_a_gpus_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quant", reference.BLOCKS)
 def test_blocks_for_cuda(tmp_path: Path, quant: Quant) -> None:
     """Weights by blocks, with their roundings modelled."""
-    config = FAMILIES["qwen3"]
+    config = whole(FAMILIES["qwen3"])
     write_checkpoint(tmp_path / "hub", config)
     folder = convert(tmp_path / "hub", tmp_path / "m", quant, device="cuda", accept=True)
     model = OrtModel(folder, SLOTS, 16, max_len=256, device=Gpu(0, "cpu"))
@@ -297,7 +297,7 @@ def test_graphs_for_cuda(tmp_path: Path, family: str, quant: Quant) -> None:
     recorded: no operator of it has something copied from this machine's memory, as unequal splits have."""
     import onnx
 
-    write_checkpoint(tmp_path / "hub", FAMILIES[family] | {"vocab_size": 8192})
+    write_checkpoint(tmp_path / "hub", whole(FAMILIES[family]) | {"vocab_size": 8192})
     folder = convert(tmp_path / "hub", tmp_path / "m", quant, device="cuda", accept=True)
     for form in Form:
         options = ort.SessionOptions()
@@ -305,7 +305,8 @@ def test_graphs_for_cuda(tmp_path: Path, family: str, quant: Quant) -> None:
         options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
         made = session(str(folder / f"{form.value}.onnx"), options)
         nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
-        assert {node.op_type for node in nodes} <= ON_GPU
+        operators = {node.op_type for node in nodes}
+        assert operators <= ON_GPU and ("MatMulNBits" in operators) == (quant != "fp16")
         parts = [len(node.input) == 1 or form is Form.MIXED for node in nodes if node.op_type == "Split"]
         assert parts and all(parts)
         kept = {each.type for each in (*made.get_inputs(), *made.get_outputs()) if ".k." in each.name}

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from millrace import models, plan
 from millrace.convert import architecture, card, convert
+from millrace.convert.graph import own
 from millrace.convert.linear import blocks, channels
 from millrace.convert.safetensors import Weights
 from tests.kit import reference
 from tests.kit.checkpoint import random_tensors, write_checkpoint, write_safetensors
-from tests.kit.models import FAMILIES, small
+from tests.kit.models import FAMILIES, small, whole
+from tests.kit.packed import write_packed
 
 CONFIG = FAMILIES["llama2"]
 
@@ -49,6 +53,32 @@ def test_the_card_says_what_the_engine_needs(tmp_path: Path) -> None:
     assert all(scale > 0 for pair in found.scales for scale in pair)
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] and sorted(seen) == seen
     assert json.loads((first / "config.json").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize("came", ["int8", "int4", "packed"])
+def test_what_a_gpus_kernels_cannot_take_stays_in_16_bits(tmp_path: Path, came: str) -> None:
+    """Layers of 96 inputs, among others of 128: the card names them, and what is needed counts their bytes
+    once, since both sessions share them, and those of the others twice; before converting, about as after."""
+    config = whole(CONFIG) | {"intermediate_size": 96}
+    if came == "packed":
+        write_packed(tmp_path / "hub", config, "gptq", group=32)
+    else:
+        write_checkpoint(tmp_path / "hub", config)
+    quant = None if came == "packed" else came
+    folder = convert(tmp_path / "hub", tmp_path / "m", quant, device="cuda", accept=True)  # type: ignore[arg-type]
+    graph = onnx.load(folder / "rows.onnx", load_external_data=False).graph
+    fewer = [each for each in graph.node if each.op_type == "MatMulNBits"]
+    sizes = {a.i for each in fewer for a in each.attribute if a.name == "K"}
+    found = card.load(folder)
+    needed = plan.needs(models.find(str(folder)), "cuda")
+
+    layers = range(config["num_hidden_layers"])
+    assert {f"model.layers.{i}.mlp.down_proj": "fp16" for i in layers} == found.kernels
+    assert {128} == sizes
+    assert sum(own(graph).values()) == found.own == needed.weights - (folder / found.data).stat().st_size
+    if came == "packed":
+        before = plan.needs(models.find(str(tmp_path / "hub")), "cuda")
+        assert 0.5 < before.weights / needed.weights < 1.1  # what was not in 4 bits, as the head, is more
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:

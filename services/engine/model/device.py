@@ -21,7 +21,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from millrace.columns import size
 from millrace.convert.computable import opened
-from millrace.convert.graph import BFLOAT16, KINDS
+from millrace.convert.graph import BFLOAT16, KINDS, own
 from millrace.convert.runtime import NoCuda, ort, ready, said, session
 from services.engine.model.registered import Rooms, register
 from services.engine.steps.scheduler import Swap
@@ -153,11 +153,11 @@ class Gpu:
         return session(model, options, gpu=self.number)
 
     def _share(self, path: Path, options: ort.SessionOptions) -> None:
-        """The weights of a graph; but of those in 8 or 4 bits each session makes what its kernels read."""
+        """The weights of a graph, but for those of which each session makes its own."""
         graph = onnx.load(path, load_external_data=False).graph
-        own = {name for node in graph.node if node.op_type == "MatMulNBits" for name in node.input}
+        packed = own(graph)
         for tensor in graph.initializer:
-            if tensor.data_location != onnx.TensorProto.EXTERNAL or tensor.name in own:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL or tensor.name in packed:
                 continue
             at = {each.key: each.value for each in tensor.external_data}
             key = path.parent / at["location"], int(at["offset"])
