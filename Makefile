@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: setup up test check audit fmt chaos compose-test simulate bench docs lock clean
+.PHONY: setup up test gpu-test check audit fmt chaos compose-test simulate bench docs lock clean
 
 setup: .venv/ready
 
@@ -19,6 +19,9 @@ up: setup          ## run the whole service on port 8000
 
 test: setup        ## everything that must hold, a short chaos run included
 	$(BIN)/python -m pytest $(ARGS)
+
+gpu-test: setup    ## what only a GPU can show, of its numbers; skipped where there is none
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
 check: setup       ## style, types, and that generated docs are current
 	$(BIN)/ruff check .

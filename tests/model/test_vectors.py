@@ -12,7 +12,6 @@ import pytest
 from millrace.convert import convert
 from millrace.messages import Sampling
 from services.engine.loop import StepLoop
-from services.engine.model.device import Gpu
 from services.engine.model.prepare import prepared
 from services.engine.model.session import OrtModel
 from services.engine.steps.prefix import Prefixes
@@ -20,6 +19,7 @@ from services.engine.steps.scheduler import Output, Scheduler
 from services.engine.steps.sequence import Sequence
 from tests.kit import reference
 from tests.kit.checkpoint import random_tensors, write_checkpoint, write_embedder
+from tests.kit.gpus import Opened
 from tests.kit.models import FAMILIES
 
 POOLINGS = ["lasttoken", "mean_tokens"]
@@ -81,14 +81,14 @@ def test_fp32(tmp_path: Path, family: str, mode: str, unit: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", POOLINGS)
-def test_for_cuda(tmp_path: Path, mode: str) -> None:
+def test_for_cuda(tmp_path: Path, gpu: Opened, mode: str) -> None:
     """The graphs for a GPU, on a processor, with memory of their own: to the precision of 16 bits."""
     config = FAMILIES["qwen3"]
     write_embedder(tmp_path / "hub", config, mode)
     folder = convert(tmp_path / "hub", tmp_path / "m", device="cuda")
     texts = [words(config, length, length) for length in (1, 5, 45)]
     right = np.array([expected(config, text, mode, unit=True) for text in texts])
-    model = OrtModel(folder, 3, 16, max_len=64, device=Gpu(0, "cpu"))
+    model = OrtModel(folder, 3, 16, max_len=64, device=gpu())
     found = read(made(model, texts, slots=3, chunk=16))
 
     assert float((found * right).sum(axis=1).min()) > 0.9999

@@ -24,6 +24,7 @@ from services.engine.steps.prefix import BLOCK
 from services.engine.steps.scheduler import Chunk, Keep, Shelve, Step
 from services.engine.steps.sequence import Sequence
 from tests.kit.checkpoint import write_checkpoint
+from tests.kit.gpus import Opened
 from tests.kit.models import FAMILIES
 
 
@@ -63,13 +64,13 @@ def test_of_blocks_in_our_memory_the_oldest_goes() -> None:
 
 
 @pytest.mark.parametrize("quant", ["fp16", "bf16"])
-def test_blocks_go_to_the_pool_to_us_and_back(tmp_path: Path, quant: Quant) -> None:
+def test_blocks_go_to_the_pool_to_us_and_back(tmp_path: Path, gpu: Opened, quant: Quant) -> None:
     """More of them than are on their way at once, to slots whose length is no whole number of blocks; and to
     a file, from which they come back as they were."""
     write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
     of = card.load(convert(tmp_path / "hub", tmp_path / "m", quant, device="cuda", accept=True))
     count = STAGED + 3
-    slots = FarSlots(device.Gpu(0, "cpu"), of, 2, (count + 2) * BLOCK - 5, count)
+    slots = FarSlots(gpu(), of, 2, (count + 2) * BLOCK - 5, count)
     rng = np.random.default_rng(0)
     shape = slots.block.shape
     blocks = [rng.integers(0x7C00, size=shape, dtype=np.uint16).view(slots.block.dtype) for _ in range(count)]
@@ -154,11 +155,11 @@ def test_memory_that_is_not_free_is_not_taken(tmp_path: Path, caplog: pytest.Log
     assert "memory for prefixes of 10.5 MB, not of 11 MB" == line
 
 
-def test_weights_are_there_once(tmp_path: Path) -> None:
+def test_weights_are_there_once(tmp_path: Path, gpu: Opened) -> None:
     """A session that is opened later has those that are there: its file of words is empty by then."""
     write_checkpoint(tmp_path / "hub", FAMILIES["qwen3"])
     folder = convert(tmp_path / "hub", tmp_path / "m", device="cuda", accept=True)
-    model = OrtModel(folder, 1, 16, max_len=64, device=device.Gpu(0, "cpu"))
+    model = OrtModel(folder, 1, 16, max_len=64, device=gpu())
     graph = onnx.load(folder / model.card.graphs["mixed"], load_external_data=False).graph
     (words,) = (each.external_data for each in graph.initializer if each.name == "embed")
     at = {each.key: each.value for each in words}
