@@ -71,7 +71,7 @@ class Rig:
     @property
     def heads(self) -> attention.Heads:
         of = card.load(self.folder)
-        return attention.Heads(of.heads, of.kv_heads, of.head_dim)
+        return attention.Heads(of.heads, of.kv_heads, of.head_dim, of.cache_kind.type)
 
     def attention(self, tokens: float, context: float) -> float:
         """Operations for so many tokens that see so many."""

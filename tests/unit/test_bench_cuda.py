@@ -41,28 +41,51 @@ def test_every_case_is_measured(rig: cuda.Rig, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("case", [Case(3, 40), Case(2, 300, 20)])
 def test_forms_of_attention_are_of_one_step(case: Case) -> None:
     """Those that a processor has find the same, decoding and beside a chunk; and write the same."""
-    heads, found = attention.Heads(4, 2, 32), []
-    for name in ("grouped", "scattered"):
-        run, result = attention.prepared(name, Gpu(0, "cpu"), heads, case, 2)
-        run()
+    found, errors = [], []
+    for write in (attention.grouped, attention.scattered):
+        write(of := attention.Layers(attention.Heads(4, 2, 32), case, 2))
+        attended = attention.Attended(of, Gpu(0, "cpu"), {})
+        attended.run()
         sides = range(len(case.sides))
-        keys = [result(f"k.{at}.1").reshape(-1, heads.kv * heads.dim * case.length) for at in sides]
-        found.append(([result(f"y.{at}.1") for at in sides], [np.sort(each) for each in keys]))
+        keys = [attended.found(f"k.{at}.1").reshape(-1, 2 * 32 * case.length) for at in sides]
+        found.append(([attended.found(f"y.{at}.1") for at in sides], [np.sort(each) for each in keys]))
+        errors.append(attended.error())
 
     for one, other in zip(*found, strict=True):
         assert all(np.allclose(a, b, atol=2e-3, rtol=1e-2) for a, b in zip(one, other, strict=True))
+    assert max(errors) < 2e-3
+
+
+def test_a_form_that_finds_something_else_is_said_to_be_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its line, and by how much; the other forms are measured all the same."""
+
+    def shorter(of: attention.Layers) -> None:
+        attention.grouped(of)
+        of.far["last.0"] -= 3  # keys that it does not see
+
+    monkeypatch.setitem(attention.FORMS, "grouped", (shorter, {}))
+    heads, known = attention.Heads(4, 2, 32), limits.Limits(1e9, 1e9)
+    attention.show(partial(Gpu, 0, "cpu"), heads, known, (Case(2, 8),))
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line.split("|")[5:9] for line in lines if line.startswith("| 2 ")]
+
+    assert ["wrong", "wrong"] == [cell.strip() for cell in row[:2]]
+    assert all(float(cell) > 0 for cell in row[2:])
+    assert 2 == sum("of the largest from float64" in line for line in lines)
 
 
 def test_every_form_of_attention_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     """And one that cannot be had says why. PagedAttention is CUDA's alone: its graph is found right, and then
     ONNX Runtime tries it in 32 bits, which no operator of the name takes."""
     heads, known = attention.Heads(4, 2, 32), limits.Limits(1e9, 1e9)
-    attention.show(partial(Gpu, 0, "cpu"), heads, known, (Case(2, 8, 3),), 1)
+    attention.show(partial(Gpu, 0, "cpu"), heads, known, (Case(2, 8, 3),))
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line.split("|")[5:-1] for line in lines if line.startswith("| 2 ")]
     said = [line for line in lines if line.startswith("paged, ")]
 
-    assert [False] * 6 + [True] * 2 == [cell.strip() == "nan" for cell in row]
+    assert [False] * 6 + [True] * 2 == [cell.strip() == "cannot" for cell in row]
     assert [True] * 2 == ["InsertedPrecisionFreeCast_qkv" in line for line in said]
 
 
