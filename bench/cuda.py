@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -104,18 +105,26 @@ def main() -> int:
         limits = by_ort(Gpu(number))
         rig = Rig(folder, partial(Gpu, number), limits, args.chunk, args.rounds, seconds=args.seconds)
         print(f"{folder.name}; a step's limit is that of ONNX Runtime's own copies and products: {limits}")
-        parts = args.parts or PARTS
-        if "limits" in parts and (torch := imported()):
-            print(f"PyTorch {torch.__version__}: {by_torch(torch)}", flush=True)
-        if "attention" in parts:
-            attention.show(rig.gpu, rig.heads, limits)
-        if "engine" in parts:
-            engine(rig)
-        if "torch" in parts and (torch := imported()):
-            plain(rig, torch, twins.SHAPES[args.shape])
-        if "http" in parts:
-            uvloop.run(http(rig, work, MILLRACE_DEVICE=f"cuda:{number}"))
-    return 0
+        measured: dict[str, Callable[[], None]] = {
+            "limits": loop_limits,
+            "attention": lambda: attention.show(rig.gpu, rig.heads, limits),
+            "engine": lambda: engine(rig),
+            "torch": lambda: loop(rig, twins.SHAPES[args.shape]),
+            "http": lambda: uvloop.run(http(rig, work, MILLRACE_DEVICE=f"cuda:{number}")),
+        }
+        return 1 if [part for part in args.parts or PARTS if not went(part, measured[part])] else 0
+
+
+def went(part: str, measure: Callable[[], None]) -> bool:
+    """What fails is told, and what comes after it is measured all the same."""
+    began = time.monotonic()
+    try:
+        measure()
+    except Exception:
+        print(f"bench.cuda: {part} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return False
+    print(f"{part} took {time.monotonic() - began:.0f} s", flush=True)
+    return True
 
 
 def converted(work: Path, shape: str, quant: Any) -> Path:
@@ -224,6 +233,16 @@ def first_tokens(rig: Rig) -> dict[int, tuple[float, float, float]]:
 
 
 # -- PyTorch
+
+
+def loop_limits() -> None:
+    if torch := imported():
+        print(f"PyTorch {torch.__version__}: {by_torch(torch)}", flush=True)
+
+
+def loop(rig: Rig, config: dict[str, Any]) -> None:
+    if torch := imported():
+        plain(rig, torch, config)
 
 
 def plain(rig: Rig, torch: Any, config: dict[str, Any], device: str = "cuda") -> None:

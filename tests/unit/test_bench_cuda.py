@@ -112,3 +112,15 @@ def test_without_a_gpu_it_says_why() -> None:
 
     assert 2 == done.returncode and "" == done.stdout
     assert "bench.cuda: --device cuda: " in done.stderr and "driver" in done.stderr
+
+
+def test_what_fails_does_not_end_what_comes_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told; the half hour goes on."""
+    done: list[str] = []
+
+    def failing() -> None:
+        raise RuntimeError("no kernel")
+
+    assert [False, True] == [cuda.went("one", failing), cuda.went("two", lambda: done.append("two"))]
+    assert ["two"] == done
+    assert "no kernel" in capsys.readouterr().err
