@@ -191,25 +191,26 @@ def scattered(of: Layers) -> None:
     g, h, case = of.graph, of.heads, of.case
     for at, (count, tokens) in enumerate(case.sides):
         parts = np.split(of.new(at), [h.query, h.query + h.kv], axis=2)
-        q, k, v = (
-            of.given(f"{n}.{at}", part.reshape(count, tokens, -1))
-            for n, part in zip("qkv", parts, strict=True)
-        )
         places = np.arange(case.context, case.context + tokens)
         which = of.given(f"places.{at}", np.tile(places, (count, 1)))
         start = of.given(f"start.{at}", np.full(count, case.context))
         end = of.given(f"end.{at}", np.full(count, case.context + tokens))
         pasts = [of.past(at, kv).reshape(count, case.length, -1) for kv in "kv"]
         for i in range(of.count):
+            # Each layer has its own: of two that turn the same, ONNX Runtime would leave one out.
+            q, k, v = (
+                of.given(f"{n}.{at}.{i}", part.reshape(count, tokens, -1))
+                for n, part in zip("qkv", parts, strict=True)
+            )
             turned = [
                 g.node(
-                    "RotaryEmbedding", x, *of.rope(), which, named=(f"{n}.{at}.{i}.turned",), num_heads=heads
+                    "RotaryEmbedding", x, *of.rope(), which, named=(f"turned.{n}.{at}.{i}",), num_heads=heads
                 )
                 for n, x, heads in (("q", q, h.query), ("k", k, h.kv))
             ]
             cache = []
             for kv, past, new in zip("kv", pasts, (turned[1], v), strict=True):
-                name, out = of.held(f"{kv}.{at}.{i}", past)
+                name, out = of.held(f"past.{kv}.{at}.{i}", past)
                 cache.append(g.node("TensorScatter", name, new, start, axis=1, named=(out,)))
             g.node(
                 "Attention",

@@ -42,12 +42,12 @@ def test_every_case_is_measured(rig: cuda.Rig, capsys: pytest.CaptureFixture[str
 def test_forms_of_attention_are_of_one_step(case: Case) -> None:
     """Those that a processor has find the same, decoding and beside a chunk; and write the same."""
     found, errors = [], []
-    for write in (attention.grouped, attention.scattered):
+    for write, past in ((attention.grouped, "k"), (attention.scattered, "past.k")):
         write(of := attention.Layers(attention.Heads(4, 2, 32), case, 2))
         attended = attention.Attended(of, Gpu(0, "cpu"), {})
         attended.run()
         sides = range(len(case.sides))
-        keys = [attended.found(f"k.{at}.1").reshape(-1, 2 * 32 * case.length) for at in sides]
+        keys = [attended.found(f"{past}.{at}.1").reshape(-1, 2 * 32 * case.length) for at in sides]
         found.append(([attended.found(f"y.{at}.1") for at in sides], [np.sort(each) for each in keys]))
         errors.append(attended.error())
 
