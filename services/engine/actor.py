@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from millrace import cuda, models, settings
 from millrace import messages as m
-from millrace import models, settings
 from millrace.actor import Actor
 from millrace.bus import Bus, Inbox, NoAnswer, NoResponder
 from millrace.columns import size
@@ -67,7 +67,7 @@ class EngineActor(Actor):
         self._slots = given.slots
         self._machine = Machine(given.sysroot)
         self._pressure = Pressure(given.slots)
-        self._standstill = Standstill()
+        self._standstill = Standstill(ends=cuda.number(given.device) is not None)
         self._ticking = Pace(TICK_S, IDLE_TICK_S)
         self._watching = Pace(WATCH_S, IDLE_WATCH_S)
         self._model = model
